@@ -1,0 +1,139 @@
+"""How a list of requests travels to another node, and its replies back: one payload each way, all of one shard.
+
+Rules of this file:
+- operations and results go in the encoding of `kv.codec`, so a forwarded write is encoded once, for the wire and the log;
+- deadlines travel as the time that is left, never as a clock reading;
+- strict: a payload that does not parse to its last byte raises `ValueError`, a newer one `UnsupportedVersion`.
+"""
+
+import json
+import struct
+
+from raftcache.errors import RaftCacheError, UnsupportedVersion, error_of
+from raftcache.ids import Index, ShardId, Slot
+from raftcache.kv.codec import decode_operation, decode_result, encode_operation, encode_result
+from raftcache.kv.operations import SessionStamp
+from raftcache.node.api import Consistency, Reply, Request
+
+FORMAT = 1
+_HEAD = struct.Struct("<BII")  # format, shard, count
+_REQUEST = struct.Struct("<BiII")  # flags, slot, milliseconds left, operation bytes
+_STAMP = struct.Struct("<QQQ")
+_REPLY = struct.Struct("<BQII")  # flags, index, age in ms, result bytes
+
+_HAS_STAMP = 1
+_STALE = 2
+_WHOLE_SHARD = 4
+_IS_ERROR = 1
+
+_MS = 1_000_000
+
+
+def encode_requests(shard: ShardId, requests: list[Request], now_ns: int) -> bytes:
+    """One payload with all `requests`, which all belong to `shard`."""
+    parts = [_HEAD.pack(FORMAT, shard, len(requests))]
+    for request in requests:
+        body = encode_operation(request.operation)
+        flags = _STALE if request.consistency is Consistency.STALE else 0
+        if request.shard is not None:
+            flags |= _WHOLE_SHARD
+        if request.stamp is not None:
+            flags |= _HAS_STAMP
+        left_ms = min(max(0, (request.deadline_ns - now_ns) // _MS), 0xFFFFFFFF)
+        parts.append(_REQUEST.pack(flags, request.slot, left_ms, len(body)))
+        parts.append(body)
+        if request.stamp is not None:
+            stamp = request.stamp
+            parts.append(_STAMP.pack(stamp.session, stamp.sequence, stamp.first_unacked))
+    return b"".join(parts)
+
+
+def decode_requests(payload: bytes, now_ns: int) -> tuple[ShardId, list[Request]]:
+    """The requests, marked as forwarded; each `token` is its position in the list."""
+    shard_number, count = _read_head(payload)
+    shard = ShardId(shard_number)
+    at = _HEAD.size
+    requests = []
+    try:
+        for position in range(count):
+            flags, slot, left_ms, size = _REQUEST.unpack_from(payload, at)
+            at += _REQUEST.size
+            if at + size > len(payload):
+                raise ValueError("a forwarded operation is cut short")
+            operation = decode_operation(payload[at : at + size])
+            at += size
+            stamp = None
+            if flags & _HAS_STAMP:
+                stamp = SessionStamp(*_STAMP.unpack_from(payload, at))
+                at += _STAMP.size
+            requests.append(
+                Request(
+                    token=position,
+                    operation=operation,
+                    slot=Slot(slot),
+                    deadline_ns=now_ns + left_ms * _MS,
+                    shard=shard if flags & _WHOLE_SHARD else None,
+                    stamp=stamp,
+                    consistency=Consistency.STALE if flags & _STALE else Consistency.LINEARIZABLE,
+                    forwarded=True,
+                )
+            )
+    except struct.error as error:
+        raise ValueError(f"a forwarded list of requests is cut short: {error}") from error
+    if at != len(payload):
+        raise ValueError(f"a forwarded list of requests has {len(payload) - at} trailing bytes")
+    return shard, requests
+
+
+def encode_replies(shard: ShardId, replies: list[Reply]) -> bytes:
+    """The replies in the order of their tokens, which are the positions of the requests."""
+    parts = [_HEAD.pack(FORMAT, shard, len(replies))]
+    for reply in sorted(replies, key=_position):
+        result = reply.result
+        if isinstance(result, RaftCacheError):
+            body = json.dumps([result.reason, result.message, result.metadata]).encode()
+            flags = _IS_ERROR
+        else:
+            body = encode_result(result)
+            flags = 0
+        parts.append(_REPLY.pack(flags, reply.index, min(reply.age_ms, 0xFFFFFFFF), len(body)))
+        parts.append(body)
+    return b"".join(parts)
+
+
+def decode_replies(payload: bytes, requests: list[Request]) -> list[Reply]:
+    """The replies to `requests`, each under its request's own token."""
+    shard_number, count = _read_head(payload)
+    if count != len(requests):
+        raise ValueError(f"{count} replies to {len(requests)} requests")
+    at = _HEAD.size
+    replies = []
+    for request in requests:
+        flags, index, age_ms, size = _REPLY.unpack_from(payload, at)
+        at += _REPLY.size
+        body = payload[at : at + size]
+        at += size
+        if flags & _IS_ERROR:
+            reason, message, metadata = json.loads(body)
+            replies.append(Reply(request.token, error_of(reason, message, metadata), ShardId(shard_number)))
+        else:
+            replies.append(Reply(request.token, decode_result(body), ShardId(shard_number), Index(index), age_ms))
+    if at != len(payload):
+        raise ValueError(f"a list of replies has {len(payload) - at} trailing bytes")
+    return replies
+
+
+def _position(reply: Reply) -> int:
+    assert isinstance(reply.token, int), f"a forwarded request's token is its position, not {reply.token!r}"
+    return reply.token
+
+
+def _read_head(payload: bytes) -> tuple[int, int]:
+    if len(payload) < _HEAD.size:
+        raise ValueError(f"a forwarded list of {len(payload)} bytes is shorter than its head")
+    version, shard, count = _HEAD.unpack_from(payload)
+    if version > FORMAT:
+        raise UnsupportedVersion(
+            f"another node forwards in format {version}, this release reads up to {FORMAT}: finish the upgrade"
+        )
+    return shard, count
