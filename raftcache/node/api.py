@@ -42,6 +42,12 @@ class Request:
     consistency: Consistency = Consistency.LINEARIZABLE
     forwarded: bool = False
     """Came from another node; is not forwarded again."""
+    ordered: bool = False
+    """Part of a stream whose order counts: the node does not try it again by itself, which could overtake."""
+    cost: int = 0
+    """Bytes it holds in memory, roughly; filled by the node."""
+    answered: bool = False
+    """Set by the node with the one reply; a late result is then dropped."""
 
 
 @dataclass(slots=True)

@@ -1,0 +1,310 @@
+"""One replica: a Raft core, its log, its state machine, and the requests that wait on them.
+
+A replica is a synchronous object that the engine steps; it has no task, no lock and no clock of its own. Its life in one
+turn of the loop:
+
+    offer() ... -> propose() + ask_read_index() -> [engine: Ready, WAL, network] -> take() -> replies
+
+Rules of this file:
+- a write is answered when its entry is applied, a linearizable read when its read index is applied, and never earlier;
+- after an append only three things may be said: the result, "another term's entry was committed in its place" (definite),
+  or "unknown" (deadline passed, state replaced). Raft §8; STYLE: when in doubt, indefinite;
+- requests are refused before the proposal with an error that says so.
+
+Invariant: `machine.applied_index == raft.applied`, except inside `take`.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+from raftcache.errors import (
+    DeadlineExpired,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    RaftCacheError,
+    Unavailable,
+    error_of,
+)
+from raftcache.ids import Index, ReplicaId, ShardId, Term
+from raftcache.kv.codec import encode_batch
+from raftcache.kv.machine import Machine
+from raftcache.kv.operations import Command, Failure, Get, Result, Scan
+from raftcache.node.api import Reply, ReplySink, Request
+from raftcache.node.settings import MS, EngineSettings
+from raftcache.raft.core import Raft
+from raftcache.raft.messages import Entry, EntryKind, ReadState, Ready, Role
+from raftcache.storage.state import StateStore
+from raftcache.storage.wal import ReplicaLog
+
+Waiting = tuple[Request, ReplySink]
+"""A request and where its reply goes."""
+
+Answer = Callable[[Request, ReplySink, Reply], None]
+"""Hands a reply to the engine's outbox."""
+
+
+class Replica:
+    """See the module. The engine owns it and is the only one that calls it."""
+
+    def __init__(
+        self,
+        *,
+        shard: ShardId,
+        replica_id: ReplicaId,
+        raft: Raft,
+        log: ReplicaLog,
+        state: StateStore,
+        machine: Machine | None,
+        settings: EngineSettings,
+        answer: Answer,
+    ) -> None:
+        self.shard = shard
+        self.replica_id = replica_id
+        self.raft = raft
+        self.log = log
+        self.state = state
+        self.machine = machine
+        """None until a first snapshot is installed (a replica that joins an existing group)."""
+        self.stopped = ""
+        """Why this replica stopped for good (a bug was caught in it); empty while it runs."""
+        self.level_ns = 0
+        """When this replica last knew itself level with a leader: the age of stale reads counts from here."""
+        self.checkpoint_log_bytes = 0
+        """Bytes of log entries applied since the newest checkpoint."""
+        self.uncommitted_commands = 0
+        """Commands applied to the live environment since its last commit; with `uncommitted_bytes`, what bounds it."""
+        self.uncommitted_bytes = 0
+        self.committed_ns = 0
+        self.known_leader = ReplicaId(0)
+        """The leader at the engine's last look; a change of it wakes parked requests."""
+        self.commands_applied = 0
+        self.proposals_failed = 0
+        self.snapshot_incoming = False
+        self._settings = settings
+        self._answer = answer
+        self._queue: deque[Waiting] = deque()
+        self._proposed: dict[Index, tuple[Term, list[Waiting]]] = {}
+        self._reads: list[Waiting] = []
+        self._reads_in_flight: dict[int, list[Waiting]] = {}
+        self._reads_ready: list[tuple[Index, list[Waiting]]] = []
+        """Reads that have their index and wait for apply to reach it; ascending."""
+        self._next_context = 1
+        self._time_base: tuple[Term, int, int] = (Term(0), 0, 0)
+
+    # --- What comes in ------------------------------------------------------------------------------------------------
+
+    @property
+    def leads(self) -> bool:
+        return self.raft.role is Role.LEADER and not self.stopped
+
+    def offer(self, waiting: list[Waiting]) -> None:
+        """Queues requests; the next `propose` and `ask_read_index` take them up."""
+        for pair in waiting:
+            if isinstance(pair[0].operation, (Get, Scan)):
+                self._reads.append(pair)
+            else:
+                self._queue.append(pair)
+
+    def propose(self, now_ns: int, wall_ms: int) -> None:
+        """Turns the queue into log entries, as many commands in each as fit.
+
+        No timer holds a batch back: while `batches_in_flight_max` are on their way, the queue fills the next one.
+        """
+        settings = self._settings
+        while self._queue and len(self._proposed) < settings.batches_in_flight_max:
+            batch: list[Waiting] = []
+            commands: list[Command] = []
+            size = 0
+            while self._queue and size < settings.entry_bytes_max and len(batch) < settings.entry_commands_max:
+                request, sink = self._queue.popleft()
+                if request.deadline_ns <= now_ns:
+                    self._refuse(request, sink, DeadlineExpired("the deadline passed before the write was proposed"))
+                    continue
+                assert not isinstance(request.operation, (Get, Scan)), "reads are never proposed"
+                commands.append(Command(request.operation, request.slot, request.stamp))
+                batch.append((request, sink))
+                size += request.cost
+            if not batch:
+                return
+            try:
+                term, index = self.raft.propose(encode_batch(commands, proposed_ms=self._shard_time(now_ns, wall_ms)))
+            except (NotLeader, Unavailable, Overloaded) as refusal:
+                self.proposals_failed += len(batch)
+                for request, sink in batch:
+                    self._refuse(request, sink, refusal)
+                continue
+            assert index not in self._proposed, f"index {index} proposed twice in one term"
+            self._proposed[index] = (term, batch)
+
+    def ask_read_index(self) -> None:
+        """Thesis §6.4: one round confirms leadership for every read that waits now."""
+        if not self._reads or len(self._reads_in_flight) >= self._settings.read_rounds_in_flight_max:
+            return
+        reads, self._reads = self._reads, []
+        context = self._next_context
+        self._next_context += 1
+        try:
+            self.raft.read_index(context)
+        except (NotLeader, Unavailable, Overloaded) as refusal:
+            for request, sink in reads:
+                self._refuse(request, sink, refusal)
+            return
+        self._reads_in_flight[context] = reads
+
+    def _shard_time(self, now_ns: int, wall_ms: int) -> int:
+        """Shard time in ms: a leader goes on from the state machine's time by its monotonic clock.
+
+        So a wall clock that is set back, or forward, in mid-term moves nothing; the first leader of all starts at its
+        wall clock.
+        """
+        term, base_ms, base_ns = self._time_base
+        if term != self.raft.term:
+            applied_ms = self.machine.clock_ms if self.machine is not None else 0
+            base_ms, base_ns = (applied_ms or wall_ms), now_ns
+            self._time_base = (self.raft.term, base_ms, base_ns)
+        return base_ms + (now_ns - base_ns) // MS
+
+    # --- What the core hands out --------------------------------------------------------------------------------------
+
+    def take(self, ready: Ready, now_ns: int) -> None:
+        """Applies what is committed and serves what may be read. Raises: `Corruption`, `StateLost` (the state is gone)."""
+        if ready.committed:
+            self._apply(ready.committed)
+        for context in ready.reads_dropped:
+            for request, sink in self._reads_in_flight.pop(context, ()):
+                self._refuse(request, sink, NotLeader(f"shard {self.shard}: leadership was lost before the read was confirmed"))
+        if ready.read_states:
+            self._hold_reads(ready.read_states)
+        if self._reads_ready:
+            self._serve_reads(now_ns)
+
+    def _apply(self, entries: list[Entry]) -> None:
+        machine = self.machine
+        assert machine is not None, f"replica {self.replica_id} was handed entries before it had a state"
+        for entry in entries:
+            results: list[Result] = []
+            if entry.kind is EntryKind.COMMANDS:
+                results = machine.apply(entry.index, entry.term, entry.data)
+                self.uncommitted_commands += len(results)
+                self.commands_applied += len(results)
+            elif entry.kind is EntryKind.CONFIGURATION:
+                machine.apply_configuration(entry.index, entry.term, entry.data)
+            else:
+                machine.apply_empty(entry.index, entry.term)
+            size = len(entry.data)
+            self.uncommitted_bytes += size
+            self.checkpoint_log_bytes += size
+            proposed = self._proposed.pop(entry.index, None)
+            if proposed is not None:
+                self._answer_entry(entry, proposed, results)
+        self.raft.applied_to(entries[-1].index)
+
+    def _answer_entry(self, entry: Entry, proposed: tuple[Term, list[Waiting]], results: list[Result]) -> None:
+        term, batch = proposed
+        if term != entry.term:
+            # Another term's entry is committed at this index: ours can never be. Only now the failure is definite.
+            self.proposals_failed += len(batch)
+            lost = NotLeader(f"shard {self.shard}: leadership was lost and the write was replaced; it had no effect")
+            for request, sink in batch:
+                self._refuse(request, sink, lost)
+            return
+        assert len(results) == len(batch), f"{len(results)} results for {len(batch)} commands at index {entry.index}"
+        shard, index, answer = self.shard, entry.index, self._answer
+        for (request, sink), result in zip(batch, results, strict=True):
+            outcome = error_of(result.reason, result.message) if isinstance(result, Failure) else result
+            answer(request, sink, Reply(request.token, outcome, shard, index))
+
+    def _hold_reads(self, read_states: list[ReadState]) -> None:
+        for read_state in read_states:
+            reads = self._reads_in_flight.pop(read_state.context, None)
+            if reads:
+                self._reads_ready.append((read_state.index, reads))
+
+    def _serve_reads(self, now_ns: int) -> None:
+        machine = self.machine
+        assert machine is not None, f"replica {self.replica_id} got a read index before it had a state"
+        applied = self.raft.applied
+        while self._reads_ready and self._reads_ready[0][0] <= applied:
+            index, reads = self._reads_ready.pop(0)
+            for request, sink in reads:
+                if request.deadline_ns <= now_ns:
+                    self._refuse(request, sink, DeadlineExpired("the deadline passed before the read was served"))
+                else:
+                    self._answer(request, sink, self.read(request, machine, index))
+
+    def read(self, request: Request, machine: Machine, index: Index, age_ms: int = 0) -> Reply:
+        """Reads the live state now. Raises: `Corruption`."""
+        operation = request.operation
+        assert isinstance(operation, (Get, Scan)), f"{type(operation).__name__} is not a read"
+        result = machine.read(operation, request.slot)
+        outcome = error_of(result.reason, result.message) if isinstance(result, Failure) else result
+        return Reply(request.token, outcome, self.shard, index, age_ms)
+
+    # --- What ends otherwise ------------------------------------------------------------------------------------------
+
+    def expire(self, now_ns: int) -> None:
+        """Answers what has passed its deadline: what was proposed is unknown, what was not is definite."""
+        if self._queue:
+            kept: deque[Waiting] = deque()
+            for request, sink in self._queue:
+                if request.deadline_ns <= now_ns:
+                    self._refuse(request, sink, DeadlineExpired("the deadline passed before the write was proposed"))
+                else:
+                    kept.append((request, sink))
+            self._queue = kept
+        for index, (term, batch) in self._proposed.items():
+            late = [pair for pair in batch if pair[0].deadline_ns <= now_ns and pair[0].answered is False]
+            for request, sink in late:
+                self._refuse(request, sink, OutcomeUnknown("the deadline passed after the write was proposed"))
+            del index, term
+        for reads in (self._reads, *self._reads_in_flight.values(), *(reads for _, reads in self._reads_ready)):
+            late = [pair for pair in reads if pair[0].deadline_ns <= now_ns]
+            for request, sink in late:
+                self._refuse(request, sink, DeadlineExpired("the deadline passed before the read was served"))
+            if late:
+                reads[:] = [pair for pair in reads if pair[0].deadline_ns > now_ns]
+
+    def release_unproposed(self) -> list[Waiting]:
+        """Gives back what was never proposed, for another leader; called when this replica no longer leads."""
+        released = [*self._queue, *self._reads]
+        self._queue.clear()
+        self._reads = []
+        return released
+
+    def abandon(self, error: RaftCacheError) -> None:
+        """The state is replaced or gone: what was proposed has an unknown outcome, everything else gets `error`."""
+        unknown = OutcomeUnknown(f"shard {self.shard}: the replica's state was replaced while the write was in flight")
+        for _, batch in self._proposed.values():
+            for request, sink in batch:
+                if not request.answered:
+                    self._refuse(request, sink, unknown)
+        self._proposed.clear()
+        for reads in (*self._reads_in_flight.values(), *(reads for _, reads in self._reads_ready)):
+            for request, sink in reads:
+                self._refuse(request, sink, error)
+        self._reads_in_flight.clear()
+        self._reads_ready.clear()
+        for request, sink in self.release_unproposed():
+            self._refuse(request, sink, error)
+
+    def abandon_through(self, index: Index) -> None:
+        """A snapshot replaced the log up to `index`: whether our proposals there were in it is unknown."""
+        for proposed in [i for i in self._proposed if i <= index]:
+            _, batch = self._proposed.pop(proposed)
+            for request, sink in batch:
+                if not request.answered:
+                    self._refuse(request, sink, OutcomeUnknown("a snapshot replaced the log while the write was in flight"))
+
+    def busy(self) -> bool:
+        """Whether the next turn has something to propose or to ask."""
+        return bool(
+            (self._queue and len(self._proposed) < self._settings.batches_in_flight_max)
+            or (self._reads and len(self._reads_in_flight) < self._settings.read_rounds_in_flight_max)
+        )
+
+    def proposals_pending(self) -> int:
+        return len(self._queue) + sum(len(batch) for _, batch in self._proposed.values())
+
+    def _refuse(self, request: Request, sink: ReplySink, error: RaftCacheError) -> None:
+        self._answer(request, sink, Reply(request.token, error, self.shard))
