@@ -1,0 +1,121 @@
+# The front door: every command that a person or CI runs on this project.
+#
+#   make            what there is
+#   make setup      create .venv and install everything (quick when nothing changed)
+#   make test       set up, then run the tests
+#   make check      everything that must pass before a change is merged; .ci/run calls it
+#
+# PYTHON=/path/to/python3.12 make setup     picks the interpreter (3.11 or newer)
+# PYTEST_ARGS="-k vote -x" make test        passes arguments on
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?=
+EXAMPLES_NODE := $(patsubst %/package.json,%/node_modules/.installed,$(wildcard examples/*/package.json))
+
+.PHONY: help setup versions test check lint format types contracts proto proto-drift demo bench sim clean
+
+help:
+	@echo "make setup        create $(VENV) and install what the project needs"
+	@echo "make test         run the tests (sets up first)"
+	@echo "make check        lint, types, contracts, generated code, then the tests: what CI runs"
+	@echo "make lint         ruff check, ruff format --check"
+	@echo "make format       let ruff fix and format what it can"
+	@echo "make types        mypy --strict"
+	@echo "make contracts    which layer may import which (import-linter)"
+	@echo "make proto        generate the protobuf code; make proto-drift checks that it is up to date"
+	@echo "make demo         a cluster on this machine, a killed leader, no lost write"
+	@echo "make bench        benchmarks"
+	@echo "make sim          the deterministic simulation"
+	@echo "make clean        remove caches and $(VENV)"
+
+# --- Set-up -------------------------------------------------------------------------------------------------------
+
+setup: $(STAMP)
+
+# Depends on pyproject.toml alone, so that every other target can depend on it at no cost.
+$(STAMP): pyproject.toml
+	@if [ ! -x $(BIN)/python ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		python=""; \
+		for candidate in "$${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11; do \
+			[ -n "$$candidate" ] || continue; \
+			if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python="$$candidate"; break; fi; \
+		done; \
+		if [ -z "$$python" ]; then \
+			echo "setup: no Python 3.11 or newer found. Debian/Ubuntu: apt install python3 python3-venv; or PYTHON=/path/to/python3 make setup" >&2; exit 1; \
+		fi; \
+		if ! "$$python" -c 'import venv, ensurepip' 2>/dev/null; then \
+			echo "setup: $$python has no venv module. Debian/Ubuntu: apt install python3-venv" >&2; exit 1; \
+		fi; \
+		echo "setup: creating $(VENV) with $$("$$python" --version)"; \
+		"$$python" -m venv --clear $(VENV); \
+	fi
+	@echo "setup: installing (the first time takes a minute)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -e '.[dev]'
+	@$(MAKE) --no-print-directory versions
+	@touch $@
+
+versions:
+	@$(BIN)/python -c 'import importlib.metadata as m, platform; \
+	names = "pip grpcio protobuf lmdb crc32c structlog uvloop pytest hypothesis mypy ruff import-linter".split(); \
+	print("setup: python", platform.python_version(), *(f"{name} {m.version(name)}" for name in names), sep=", ")'
+
+# Examples in Node.js are tested where there is a node; the tests say so where there is none.
+examples/%/node_modules/.installed: examples/%/package.json
+	@if command -v npm >/dev/null; then \
+		cd examples/$*; \
+		if [ -f package-lock.json ]; then npm ci --silent --no-audit --no-fund; else npm install --silent --no-audit --no-fund; fi; \
+		touch node_modules/.installed; \
+	else echo "setup: no npm; the Node.js example is not tested"; fi
+
+# --- Checks -------------------------------------------------------------------------------------------------------
+
+test: setup $(EXAMPLES_NODE)
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+check: lint types contracts proto-drift
+	@$(MAKE) --no-print-directory test
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup
+	$(BIN)/mypy --strict raftcache
+
+contracts: setup
+	$(BIN)/lint-imports
+
+# --- Generated code -----------------------------------------------------------------------------------------------
+
+proto: setup
+	proto/generate.sh
+
+proto-drift: setup
+	proto/generate.sh --check
+
+# --- To look at ---------------------------------------------------------------------------------------------------
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+bench: setup
+	$(BIN)/python benchmarks/run.py
+
+sim: setup
+	$(BIN)/python -m pytest -q tests/simulation $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
