@@ -1,5 +1,7 @@
 """The settings of a node: what they are (`settings`), where they come from (`load`), how they are shown (`show`)."""
 
+from raftcache.config.load import load, parse_assignment
+from raftcache.config.rules import check, is_loopback, is_wildcard, parse_address, violations
 from raftcache.config.settings import (
     FRAME_OVERHEAD_BYTES,
     KEY_BYTES_CEILING,
@@ -17,6 +19,7 @@ from raftcache.config.settings import (
     Telemetry,
     Tls,
 )
+from raftcache.config.show import default, diff, effective, sample
 
 __all__ = [
     "FRAME_OVERHEAD_BYTES",
@@ -34,4 +37,15 @@ __all__ = [
     "Storage",
     "Telemetry",
     "Tls",
+    "check",
+    "default",
+    "diff",
+    "effective",
+    "is_loopback",
+    "is_wildcard",
+    "load",
+    "parse_address",
+    "parse_assignment",
+    "sample",
+    "violations",
 ]
