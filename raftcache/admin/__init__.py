@@ -1,0 +1,1 @@
+"""Generated packages of the operators' interface."""

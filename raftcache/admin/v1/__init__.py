@@ -1,0 +1,1 @@
+"""Generated from proto/raftcache/admin/v1 by proto/generate.sh: the operators' interface."""
