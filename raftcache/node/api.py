@@ -46,6 +46,8 @@ class Request:
     """Part of a stream whose order counts: the node does not try it again by itself, which could overtake."""
     cost: int = 0
     """Bytes it holds in memory, roughly; filled by the node."""
+    give_up_ns: int = 0
+    """Until when the node looks for a leader by itself; filled by the node."""
     answered: bool = False
     """Set by the node with the one reply; a late result is then dropped."""
 

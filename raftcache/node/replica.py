@@ -81,6 +81,8 @@ class Replica:
         self.commands_applied = 0
         self.proposals_failed = 0
         self.snapshot_incoming = False
+        self.unplaced = False
+        """The core refused what waits here (no leader, hand-over in progress); the engine takes it back."""
         self._settings = settings
         self._answer = answer
         self._queue: deque[Waiting] = deque()
@@ -129,11 +131,16 @@ class Replica:
                 return
             try:
                 term, index = self.raft.propose(encode_batch(commands, proposed_ms=self._shard_time(now_ns, wall_ms)))
-            except (NotLeader, Unavailable, Overloaded) as refusal:
+            except Overloaded as refusal:
                 self.proposals_failed += len(batch)
                 for request, sink in batch:
                     self._refuse(request, sink, refusal)
                 continue
+            except (NotLeader, Unavailable):
+                # Nothing was appended: all of it, in order, may go to the next leader.
+                self._queue.extendleft(reversed(batch))
+                self.unplaced = True
+                return
             assert index not in self._proposed, f"index {index} proposed twice in one term"
             self._proposed[index] = (term, batch)
 
@@ -146,9 +153,13 @@ class Replica:
         self._next_context += 1
         try:
             self.raft.read_index(context)
-        except (NotLeader, Unavailable, Overloaded) as refusal:
+        except Overloaded as refusal:
             for request, sink in reads:
                 self._refuse(request, sink, refusal)
+            return
+        except (NotLeader, Unavailable):
+            self._reads = reads
+            self.unplaced = True
             return
         self._reads_in_flight[context] = reads
 
@@ -253,11 +264,10 @@ class Replica:
                 else:
                     kept.append((request, sink))
             self._queue = kept
-        for index, (term, batch) in self._proposed.items():
-            late = [pair for pair in batch if pair[0].deadline_ns <= now_ns and pair[0].answered is False]
-            for request, sink in late:
-                self._refuse(request, sink, OutcomeUnknown("the deadline passed after the write was proposed"))
-            del index, term
+        for _, batch in self._proposed.values():
+            for request, sink in batch:
+                if request.deadline_ns <= now_ns and not request.answered:
+                    self._refuse(request, sink, OutcomeUnknown("the deadline passed after the write was proposed"))
         for reads in (self._reads, *self._reads_in_flight.values(), *(reads for _, reads in self._reads_ready)):
             late = [pair for pair in reads if pair[0].deadline_ns <= now_ns]
             for request, sink in late:
@@ -270,6 +280,7 @@ class Replica:
         released = [*self._queue, *self._reads]
         self._queue.clear()
         self._reads = []
+        self.unplaced = False
         return released
 
     def abandon(self, error: RaftCacheError) -> None:

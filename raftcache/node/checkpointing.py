@@ -1,0 +1,235 @@
+"""Checkpoints and snapshots: when one is taken, how one is sent, how one is received.
+
+A checkpoint bounds three things: the time to restart (log to replay), the log on disk, and how far back a follower can be
+repaired from the log alone. A snapshot is a checkpoint on its way to another replica.
+
+Rules of this file:
+- one checkpoint at a time per node: each costs a copy and a verification, in a thread and a child process;
+- the log is compacted only below a *verified, durable* checkpoint, and `trailing_log_bytes` stay below it for laggards;
+- at most `snapshots_out_max` snapshots leave a node at once, one per follower; a refused one is asked for again by Raft;
+- a received snapshot is verified here before the core hears of it: damage is never passed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from raftcache.errors import Corruption, RaftCacheError
+from raftcache.ids import NO_REPLICA, Index, NodeId, ReplicaId, ShardId
+from raftcache.node.replica import Replica
+from raftcache.raft.configuration import decode_configuration
+from raftcache.raft.messages import InstallSnapshot, SnapshotMeta
+from raftcache.storage.state import (
+    CheckpointDamaged,
+    CheckpointFailed,
+    CheckpointResult,
+    CheckpointVerified,
+    IncomingCheckpoint,
+    OutgoingCheckpoint,
+    StateLost,
+)
+from raftcache.storage.wal import ReplicaWrite
+
+if TYPE_CHECKING:
+    from raftcache.node.engine import Engine
+
+RETRY_TICKS = 100
+"""Ticks before a checkpoint that failed is tried again (10 s): a full disk or a killed verifier is seldom gone sooner."""
+
+
+class Checkpointing:
+    """The engine's housekeeper for checkpoints and snapshots. Everything runs on the loop."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._running: ReplicaId = NO_REPLICA
+        self._not_before: dict[ReplicaId, int] = {}
+        self._ticks = 0
+        self._sending: set[tuple[ReplicaId, ReplicaId]] = set()
+        """(own replica, receiving replica) of the snapshots on their way out."""
+        self.checkpoints = 0
+        self.snapshots_sent = 0
+        self.snapshots_received = 0
+        self.snapshot_failures = 0
+
+    # --- Taking them --------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Starts the most urgent checkpoint, if any is due and none is in progress."""
+        self._ticks += 1
+        if self._running != NO_REPLICA:
+            return
+        replica = self._most_urgent()
+        if replica is not None:
+            self.begin(replica)
+
+    def _most_urgent(self) -> Replica | None:
+        engine = self._engine
+        candidates = [
+            replica
+            for replica in engine.replicas.values()
+            if replica.machine is not None
+            and not replica.stopped
+            and self._not_before.get(replica.replica_id, 0) <= self._ticks
+        ]
+        for replica in candidates:
+            # A follower needs a snapshot and there is none to send.
+            if replica.leads and replica.log.snapshot() is None:
+                return replica
+        if engine.wal.total_bytes() > engine.settings.log_bytes_max:
+            pinning = engine.wal.pinning_replica()
+            for replica in candidates:
+                if replica.replica_id == pinning and replica.checkpoint_log_bytes > 0:
+                    return replica
+        longest = max(candidates, key=lambda replica: replica.checkpoint_log_bytes, default=None)
+        if longest is not None and longest.checkpoint_log_bytes >= engine.settings.log_bytes_per_checkpoint:
+            return longest
+        return None
+
+    def begin(self, replica: Replica) -> None:
+        """Takes a checkpoint of the state as it is now."""
+        machine = replica.machine
+        assert machine is not None, f"replica {replica.replica_id} has no state to checkpoint"
+        meta = SnapshotMeta(
+            machine.applied_index, machine.applied_term, decode_configuration(machine.configuration)
+        )
+        covered = replica.checkpoint_log_bytes
+        self._running = replica.replica_id
+        try:
+            self._engine.commit_state(replica, self._engine.clock.monotonic_ns())
+            replica.state.begin_checkpoint(meta, lambda result: self._on_checkpoint(replica, covered, result))
+        except StateLost as error:
+            self._running = NO_REPLICA
+            self._engine.rebuild(replica, str(error))
+
+    def _on_checkpoint(self, replica: Replica, covered: int, result: CheckpointResult) -> None:
+        self._running = NO_REPLICA
+        engine = self._engine
+        if engine.replicas.get(replica.replica_id) is not replica:
+            return
+        match result:
+            case CheckpointVerified():
+                self.checkpoints += 1
+                replica.log.set_snapshot(result.meta)
+                replica.checkpoint_log_bytes -= covered
+                engine.observer.event(
+                    "checkpoint_taken", shard=replica.shard, index=result.meta.index, bytes=result.bytes
+                )
+                self._compact(replica, result.meta.index)
+                if replica.state.needs_compaction():
+                    engine.rebuild(replica, "the live environment has grown past twice its records")
+            case CheckpointDamaged():
+                engine.rebuild(replica, f"the checkpoint of the live state does not add up: {result.found}")
+            case CheckpointFailed():
+                self._not_before[replica.replica_id] = self._ticks + RETRY_TICKS
+                engine.observer.event(
+                    "checkpoint_failed", shard=replica.shard, index=result.meta.index, error=str(result.error)
+                )
+                if result.fatal:
+                    engine.fatal(f"checkpoint of shard {replica.shard}: {result.error}")
+
+    def _compact(self, replica: Replica, checkpoint: Index) -> None:
+        """Lets the log go below the checkpoint, but for the trailing part."""
+        compact_to = replica.log.compaction_index(checkpoint, keep_bytes=self._engine.settings.trailing_log_bytes)
+        if compact_to >= replica.log.first_index():
+            self._engine.write_later(ReplicaWrite(replica.replica_id, compact_to=compact_to))
+
+    # --- Sending them -------------------------------------------------------------------------------------------------
+
+    def send(self, replica: Replica, message: InstallSnapshot) -> None:
+        """Streams the newest checkpoint to a follower; tells the core how it ended."""
+        engine = self._engine
+        pair = (replica.replica_id, message.to)
+        node = engine.node_of(message.to)
+        meta = replica.log.snapshot()
+        if pair in self._sending:
+            return
+        if node is None or meta is None or len(self._sending) >= engine.settings.snapshots_out_max:
+            replica.raft.report_snapshot(message.to, False)
+            return
+        try:
+            reader = replica.state.open_checkpoint_for_read(meta)
+        except Corruption as error:
+            engine.observer.event("snapshot_unreadable", shard=replica.shard, error=str(error))
+            replica.raft.report_snapshot(message.to, False)
+            return
+        self._sending.add(pair)
+        outgoing = InstallSnapshot(message.to, message.from_, message.term, meta)
+        engine.network.send_snapshot(
+            node, replica.shard, outgoing, reader, lambda ok: self._on_sent(replica, message.to, reader, ok)
+        )
+
+    def _on_sent(self, replica: Replica, to: ReplicaId, reader: OutgoingCheckpoint, ok: bool) -> None:
+        self._sending.discard((replica.replica_id, to))
+        reader.close()
+        if ok:
+            self.snapshots_sent += 1
+        else:
+            self.snapshot_failures += 1
+        engine = self._engine
+        engine.observer.event("snapshot_sent", shard=replica.shard, to=to, index=reader.meta.index, ok=ok)
+        if engine.replicas.get(replica.replica_id) is replica and not replica.stopped:
+            replica.raft.report_snapshot(to, ok)
+            engine.touch(replica)
+
+    # --- Receiving them -----------------------------------------------------------------------------------------------
+
+    def receive(
+        self, from_node: NodeId, shard: ShardId, message: InstallSnapshot, *, size: int, digest: bytes
+    ) -> Incoming:
+        """Begins to receive. Raises: `Corruption`, `StorageFull`, `RaftCacheError` where it is not wanted here."""
+        engine = self._engine
+        replica = engine.replicas.get(message.to)
+        if replica is None or replica.shard != shard or replica.stopped:
+            engine.observer.event("stranger_refused", from_node=from_node, shard=shard, replica=message.to)
+            raise RaftCacheError(f"there is no replica {message.to} of shard {shard} here")
+        if message.term < replica.raft.term or message.meta.index <= replica.raft.commit:
+            raise RaftCacheError(
+                f"snapshot {message.meta.index} of term {message.term} is old: this replica is at {replica.raft.commit}"
+            )
+        return Incoming(self, replica, message, replica.state.begin_incoming(message.meta, size=size, digest=digest))
+
+    def _on_received(
+        self, replica: Replica, message: InstallSnapshot, result: CheckpointResult, done: Callable[[bool], None]
+    ) -> None:
+        engine = self._engine
+        good = isinstance(result, CheckpointVerified)
+        if isinstance(result, CheckpointFailed) and result.fatal:
+            engine.fatal(f"snapshot of shard {replica.shard}: {result.error}")
+        if not isinstance(result, CheckpointVerified):
+            self.snapshot_failures += 1
+            found = result.found if isinstance(result, CheckpointDamaged) else str(result.error)
+            engine.observer.event("snapshot_refused", shard=replica.shard, index=result.meta.index, error=found)
+        current = engine.replicas.get(replica.replica_id)
+        if good and current is replica and not replica.stopped:
+            self.snapshots_received += 1
+            engine.on_messages(engine.node_of(message.from_) or engine.node, [(replica.shard, message)])
+        done(good)
+
+
+class Incoming:
+    """One snapshot being received: what the transport feeds."""
+
+    def __init__(
+        self, owner: Checkpointing, replica: Replica, message: InstallSnapshot, incoming: IncomingCheckpoint
+    ) -> None:
+        self._owner = owner
+        self._replica = replica
+        self._message = message
+        self._incoming = incoming
+
+    def add(self, chunk: bytes) -> None:
+        """Raises: `StorageFull`, `Corruption`; the transport then aborts."""
+        self._incoming.add(chunk)
+
+    def finish(self, done: Callable[[bool], None]) -> None:
+        """All chunks are there. `done` says whether the snapshot was verified and handed to the core."""
+        self._incoming.finish(
+            lambda result: self._owner._on_received(self._replica, self._message, result, done)
+        )
+
+    def abort(self) -> None:
+        self._incoming.abandon()
+
+

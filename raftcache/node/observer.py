@@ -1,0 +1,36 @@
+"""What the engine tells about itself: named events, and the few durations that only it can measure.
+
+Counters and gauges are not pushed through here: a collector reads them from the engine when it is scraped, so the hot
+path pays nothing.
+"""
+
+from typing import Protocol
+
+
+class Observer(Protocol):
+    """Receives the engine's events. Names are constant snake_case and stand in `telemetry.names`."""
+
+    def event(self, name: str, **fields: object) -> None: ...
+
+    def synced(self, took_ns: int) -> None:
+        """One fdatasync of the log took this long."""
+        ...
+
+    def applied(self, took_ns: int, commands: int) -> None:
+        """The state machine applied so many commands in so long."""
+        ...
+
+
+class NoObserver:
+    """Tells nobody."""
+
+    __slots__ = ()
+
+    def event(self, name: str, **fields: object) -> None:
+        del name, fields
+
+    def synced(self, took_ns: int) -> None:
+        del took_ns
+
+    def applied(self, took_ns: int, commands: int) -> None:
+        del took_ns, commands

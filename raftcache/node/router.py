@@ -1,0 +1,365 @@
+"""From a list of requests to the shards' leaders, and back: routing, forwarding, waiting for a leader.
+
+    front ──submit──► Router ──► own replica that leads        (offer)
+                         ├─────► another node, one hop         (Network.request)
+                         └─────► parked, until there is a leader
+
+Rules of this file:
+- a request is forwarded at most once; a forwarded one that does not find its leader here is answered `NotLeader` with a hint;
+- only a refusal that precedes the proposal (definite and retryable) is tried again here, until `give_up_ns`;
+- parked requests of a shard keep their order, and later requests of that shard wait behind them: a stream's order holds;
+- a request that is part of an ordered stream is not tried again after it has left this node: it could overtake.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from raftcache.clock import Clock
+from raftcache.errors import (
+    DeadlineExpired,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    RaftCacheError,
+    StorageFull,
+    Unavailable,
+    UnsupportedVersion,
+    WrongShard,
+)
+from raftcache.ids import NodeId, ShardId
+from raftcache.kv.operations import CompareAndSwap, Get, Put, Scan, Transaction
+from raftcache.node.api import Consistency, Reply, ReplySink, Request
+from raftcache.node.forwarding import decode_replies, decode_requests, encode_replies, encode_requests
+from raftcache.node.replica import Replica, Waiting
+from raftcache.node.settings import EngineSettings
+
+REQUEST_OVERHEAD_BYTES = 256
+"""What a request holds in memory beside its key and value."""
+FORWARD_OPERATIONS_MAX = 1000
+"""Operations in one forwarded payload; with `FORWARD_BYTES_MAX` keeps a frame far below the transport's bound."""
+FORWARD_BYTES_MAX = 4 << 20
+
+
+class Forward(Protocol):
+    """Sends a payload to another node; `on_reply` gets the answer, or an error that says whether it was surely not received."""
+
+    def __call__(
+        self, node: NodeId, payload: bytes, on_reply: Callable[[bytes | RaftCacheError], None], deadline_ns: int
+    ) -> None: ...
+
+
+class Places(Protocol):
+    """Where things are, as the engine knows it."""
+
+    def local(self, shard: ShardId) -> Replica | None: ...
+    def leader_node(self, shard: ShardId) -> NodeId | None: ...
+    def nearest_node(self, shard: ShardId) -> NodeId | None: ...
+    def owner(self, slot: int) -> ShardId: ...
+    def address(self, node: NodeId) -> str: ...
+    def learned_leader(self, shard: ShardId, node: NodeId | None) -> None: ...
+
+
+def cost_of(request: Request) -> int:
+    """Bytes that the request holds while it is in flight."""
+    operation = request.operation
+    if isinstance(operation, (Put, CompareAndSwap)):
+        return REQUEST_OVERHEAD_BYTES + len(operation.key) + len(operation.value)
+    if isinstance(operation, Transaction):
+        inner = (*operation.then, *operation.otherwise)
+        values = sum(len(op.value) for op in inner if isinstance(op, (Put, CompareAndSwap)))
+        return REQUEST_OVERHEAD_BYTES * (1 + len(inner)) + values
+    return REQUEST_OVERHEAD_BYTES
+
+
+class Router:
+    """Routes lists of requests. Synchronous; the engine calls it and is called back through `Places` and `touch`."""
+
+    def __init__(
+        self,
+        *,
+        settings: EngineSettings,
+        clock: Clock,
+        places: Places,
+        forward: Forward,
+        touch: Callable[[Replica], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._places = places
+        self._forward = forward
+        self._touch = touch
+        self._wake = wake
+        self._parked: dict[ShardId, deque[Waiting]] = {}
+        self._outbox: dict[ReplySink, list[Reply]] = {}
+        self.in_flight = 0
+        self.in_flight_bytes = 0
+        self.forwarded = 0
+        """Requests sent on to another node since the start."""
+        self.refusing = ""
+        """Why new writes are refused (disk full); empty while they are taken."""
+
+    # --- In -----------------------------------------------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[Request], sink: ReplySink) -> None:
+        """Takes requests of any shards; each gets exactly one reply through `sink`, in this turn or a later one."""
+        now_ns = self._clock.monotonic_ns()
+        settings, owner = self._settings, self._places.owner
+        give_up_ns = now_ns + settings.patience_ns
+        by_shard: dict[ShardId, list[Waiting]] = {}
+        for request in requests:
+            request.cost = cost_of(request)
+            request.give_up_ns = min(request.deadline_ns, give_up_ns)
+            self.in_flight += 1
+            self.in_flight_bytes += request.cost
+            if self.in_flight > settings.in_flight_requests_max or self.in_flight_bytes > settings.in_flight_bytes_max:
+                self._deliver(request, sink, Reply(request.token, self._overloaded()))
+                continue
+            shard = request.shard if request.shard is not None else owner(request.slot)
+            by_shard.setdefault(shard, []).append((request, sink))
+        for shard, waiting in by_shard.items():
+            self._route(shard, waiting, now_ns)
+        self._wake()
+
+    def _overloaded(self) -> Overloaded:
+        settings = self._settings
+        return Overloaded(
+            f"this node has {self.in_flight - 1} requests of {self.in_flight_bytes} bytes in flight; "
+            f"limits.in_flight_requests_max is {settings.in_flight_requests_max}, "
+            f"limits.in_flight_bytes_max is {settings.in_flight_bytes_max}: retry later"
+        )
+
+    def _route(self, shard: ShardId, waiting: list[Waiting], now_ns: int) -> None:
+        stale = [pair for pair in waiting if pair[0].consistency is Consistency.STALE]
+        if stale:
+            self._route_stale(shard, stale, now_ns)
+            waiting = [pair for pair in waiting if pair[0].consistency is not Consistency.STALE]
+        if not waiting:
+            return
+        if self._parked.get(shard):
+            self.park(shard, waiting)
+            return
+        self._route_to_leader(shard, waiting, now_ns)
+
+    def _route_to_leader(self, shard: ShardId, waiting: list[Waiting], now_ns: int) -> None:
+        replica = self._places.local(shard)
+        if replica is not None and replica.leads:
+            if self.refusing:
+                waiting = self._without_writes(waiting)
+            replica.offer(waiting)
+            self._touch(replica)
+            return
+        leader = self._places.leader_node(shard)
+        here = [pair for pair in waiting if pair[0].forwarded]
+        if here:
+            # One hop only: the node that sent it knows better what to do with the hint.
+            hint = self.not_leader(shard)
+            for request, sink in here:
+                self._deliver(request, sink, Reply(request.token, hint, shard))
+            waiting = [pair for pair in waiting if not pair[0].forwarded]
+        if not waiting:
+            return
+        if leader is None:
+            self.park(shard, waiting)
+        else:
+            self._send(shard, leader, waiting, now_ns)
+
+    def _without_writes(self, waiting: list[Waiting]) -> list[Waiting]:
+        kept = []
+        for request, sink in waiting:
+            if isinstance(request.operation, (Get, Scan)):
+                kept.append((request, sink))
+            else:
+                self._deliver(request, sink, Reply(request.token, StorageFull(self.refusing)))
+        return kept
+
+    def _route_stale(self, shard: ShardId, waiting: list[Waiting], now_ns: int) -> None:
+        replica = self._places.local(shard)
+        if replica is not None and replica.machine is not None and not replica.stopped:
+            machine = replica.machine
+            age_ms = (now_ns - replica.level_ns) // 1_000_000 if not replica.leads else 0
+            for request, sink in waiting:
+                self._deliver(request, sink, replica.read(request, machine, machine.applied_index, age_ms))
+            return
+        nearest = self._places.nearest_node(shard)
+        for request, sink in waiting:
+            if request.forwarded or nearest is None:
+                error = Unavailable(f"no reachable node has a replica of shard {shard}")
+                self._deliver(request, sink, Reply(request.token, error, shard))
+        onward = [pair for pair in waiting if not pair[0].forwarded]
+        if onward and nearest is not None:
+            self._send(shard, nearest, onward, now_ns)
+
+    def not_leader(self, shard: ShardId) -> NotLeader:
+        """The refusal, with what this node knows of the leader as its metadata."""
+        metadata = {"shard": str(shard)}
+        leader = self._places.leader_node(shard)
+        if leader is None:
+            return NotLeader(f"shard {shard} has no known leader here; retry", metadata=metadata)
+        metadata |= {"leader_node": str(leader), "leader_address": self._places.address(leader)}
+        return NotLeader(f"shard {shard} is led by node {leader} at {metadata['leader_address']}", metadata=metadata)
+
+    # --- One hop ------------------------------------------------------------------------------------------------------
+
+    def _send(self, shard: ShardId, node: NodeId, waiting: list[Waiting], now_ns: int) -> None:
+        start = 0
+        while start < len(waiting):
+            end, size = start, 0
+            while end < len(waiting) and end - start < FORWARD_OPERATIONS_MAX and size < FORWARD_BYTES_MAX:
+                size += waiting[end][0].cost
+                end += 1
+            self._send_part(shard, node, waiting[start:end], now_ns)
+            start = end
+
+    def _send_part(self, shard: ShardId, node: NodeId, part: list[Waiting], now_ns: int) -> None:
+        requests = [request for request, _ in part]
+        self.forwarded += len(part)
+
+        def on_reply(payload: bytes | RaftCacheError) -> None:
+            if isinstance(payload, RaftCacheError):
+                self._on_forward_failed(shard, part, payload)
+            else:
+                self._on_forward_answered(shard, part, requests, payload)
+            self._wake()
+
+        payload = encode_requests(shard, requests, now_ns)
+        self._forward(node, payload, on_reply, max(request.deadline_ns for request in requests))
+
+    def _on_forward_answered(
+        self, shard: ShardId, part: list[Waiting], requests: list[Request], payload: bytes
+    ) -> None:
+        try:
+            replies = decode_replies(payload, requests)
+        except (ValueError, UnsupportedVersion) as error:
+            self._on_forward_failed(shard, part, OutcomeUnknown(f"the leader's reply could not be read: {error}"))
+            return
+        for (request, sink), reply in zip(part, replies, strict=True):
+            result = reply.result
+            if isinstance(result, NotLeader):
+                node = result.metadata.get("leader_node")
+                self._places.learned_leader(shard, NodeId(int(node)) if node else None)
+            self.settle(request, sink, reply)
+
+    def _on_forward_failed(self, shard: ShardId, part: list[Waiting], error: RaftCacheError) -> None:
+        self._places.learned_leader(shard, None)
+        for request, sink in part:
+            failure = error
+            if not error.definite and isinstance(request.operation, (Get, Scan)):
+                # A read has no effect: whether it was received does not matter.
+                failure = Unavailable(f"the leader of shard {shard} did not answer: {error.message}")
+            elif not error.definite:
+                failure = OutcomeUnknown(f"the leader of shard {shard} did not answer: {error.message}")
+            self.settle(request, sink, Reply(request.token, failure, shard))
+
+    def on_forwarded(self, payload: bytes, respond: Callable[[bytes], None]) -> None:
+        """A list of requests from another node. Raises: `ValueError`, `UnsupportedVersion` for a payload it cannot read."""
+        shard, requests = decode_requests(payload, self._clock.monotonic_ns())
+        if requests:
+            self.submit(requests, _ForwardSink(shard, len(requests), respond))
+        else:
+            respond(encode_replies(shard, []))
+
+    # --- Waiting for a leader -----------------------------------------------------------------------------------------
+
+    def park(self, shard: ShardId, waiting: list[Waiting]) -> None:
+        """Keeps requests until the shard has a leader, in order."""
+        if waiting:
+            self._parked.setdefault(shard, deque()).extend(waiting)
+
+    def return_unplaced(self, shard: ShardId, waiting: list[Waiting]) -> None:
+        """What a replica could not propose (it does not lead any more): to the next leader, or back with a hint."""
+        here = [pair for pair in waiting if pair[0].forwarded]
+        if here:
+            hint = self.not_leader(shard)
+            for request, sink in here:
+                self._deliver(request, sink, Reply(request.token, hint, shard))
+        self.park(shard, [pair for pair in waiting if not pair[0].forwarded])
+
+    def unpark(self, shard: ShardId) -> None:
+        """The shard has a leader, perhaps: try its parked requests, in order."""
+        parked = self._parked.pop(shard, None)
+        if parked:
+            self._route_to_leader(shard, list(parked), self._clock.monotonic_ns())
+
+    def unpark_all(self) -> None:
+        for shard in list(self._parked):
+            self.unpark(shard)
+
+    def expire(self, now_ns: int) -> None:
+        """Refuses parked requests whose time is up."""
+        for shard, parked in list(self._parked.items()):
+            kept: deque[Waiting] = deque()
+            for request, sink in parked:
+                if request.give_up_ns > now_ns:
+                    kept.append((request, sink))
+                elif request.deadline_ns <= now_ns:
+                    late = DeadlineExpired(f"the deadline passed while shard {shard} had no leader; nothing was proposed")
+                    self._deliver(request, sink, Reply(request.token, late, shard))
+                else:
+                    self._deliver(request, sink, Reply(request.token, self._no_leader(shard), shard))
+            if kept:
+                self._parked[shard] = kept
+            else:
+                del self._parked[shard]
+
+    def _no_leader(self, shard: ShardId) -> Unavailable:
+        return Unavailable(
+            f"shard {shard} has no reachable leader: a majority of its voters must be up and connected "
+            "(`raftcache status` shows which are not)",
+            metadata={"shard": str(shard)},
+        )
+
+    def parked(self) -> int:
+        return sum(len(waiting) for waiting in self._parked.values())
+
+    # --- Out ----------------------------------------------------------------------------------------------------------
+
+    def settle(self, request: Request, sink: ReplySink, reply: Reply) -> None:
+        """Delivers a reply, unless it is a refusal that this node may try again elsewhere."""
+        result = reply.result
+        if (
+            isinstance(result, (NotLeader, Unavailable, WrongShard))
+            and not request.forwarded
+            and not request.ordered
+            and not request.answered
+            and request.give_up_ns > self._clock.monotonic_ns()
+        ):
+            self.park(reply.shard, [(request, sink)])
+            return
+        self._deliver(request, sink, reply)
+
+    def _deliver(self, request: Request, sink: ReplySink, reply: Reply) -> None:
+        if request.answered:
+            return
+        request.answered = True
+        self.in_flight -= 1
+        self.in_flight_bytes -= request.cost
+        outbox = self._outbox.get(sink)
+        if outbox is None:
+            self._outbox[sink] = [reply]
+        else:
+            outbox.append(reply)
+
+    def flush(self) -> None:
+        """Hands each sink its replies of this turn, as one list."""
+        while self._outbox:
+            outbox, self._outbox = self._outbox, {}
+            for sink, replies in outbox.items():
+                sink.deliver(replies)
+
+
+class _ForwardSink:
+    """Collects the replies to one forwarded payload and answers it when the last one is there."""
+
+    def __init__(self, shard: ShardId, expected: int, respond: Callable[[bytes], None]) -> None:
+        self._shard = shard
+        self._expected = expected
+        self._respond = respond
+        self._replies: list[Reply] = []
+
+    def deliver(self, replies: list[Reply]) -> None:
+        self._replies.extend(replies)
+        assert len(self._replies) <= self._expected, f"{len(self._replies)} replies to {self._expected} requests"
+        if len(self._replies) == self._expected:
+            self._respond(encode_replies(self._shard, self._replies))
