@@ -1,0 +1,212 @@
+"""The live state machine's records in LMDB: one environment per replica, one write transaction that is always open.
+
+Rules of this file:
+- The write transaction lives on the node's loop thread and serves reads and writes alike, so a read sees every applied write,
+  committed or not. py-lmdb releases the GIL on every put: in a thread beside a busy loop puts fall a hundredfold.
+- Commits are **not synced**. Unsynced LMDB breaks silently on power loss, which is why nothing here is ever trusted after an
+  unclean stop: the log and the checkpoints are the truth, this is the state that they produce (see `lmdb_state.py`).
+- WRITEMAP never: a full disk is then SIGBUS, and one stray write corrupts. The map is large, sparse and fixed: `set_mapsize` in
+  service invalidates open readers.
+- No `lmdb.Error` leaves this file. Whatever LMDB reports on a read, a write or a commit may have rolled state that was already
+  *answered* back to the last commit, so all of it becomes `StateLost`: stop serving, discard, rebuild.
+- One environment per path and process; never fork after opening one (child processes are spawned by exec).
+
+Caveats: a cursor does not survive `commit()`; a scan that is continued across one fails an assertion. Anonymous memory is what
+the open transaction has dirtied, so commits bound it.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import lmdb
+
+from raftcache.storage.state import StateLost
+
+KEY_BYTES_MAX = 511
+"""LMDB 0.9's compiled-in maximum. User keys are capped far below (`limits.key_bytes_max`), so exceeding it is a bug, not bad input."""
+
+ENGINE = 0
+"""`lib_version` of py-lmdb: the 0.9 engine. 1.0 files are mutually unreadable with it; checkpoints name their engine."""
+
+DATA_FILE = "data.mdb"
+
+
+@dataclass(slots=True, frozen=True)
+class LmdbConfig:
+    """How environments are opened."""
+
+    map_bytes: int = 64 << 30
+    """Address space reserved per environment; sparse, so it costs nothing until used. The state cannot outgrow it. 64 GiB times
+    64 shards is 4 TiB of 128 TiB of user address space."""
+    readers_max: int = 16
+    """Reader slots. A replica has at most one reader, the checkpoint copy; the rest is headroom for a slot that LMDB frees late."""
+
+
+class LmdbRecords:
+    """`kv.Records` over one LMDB environment. Not thread-safe: belongs to the thread that opened it."""
+
+    def __init__(self, directory: Path, config: LmdbConfig) -> None:
+        """Open (or create) the environment in `directory` and begin the write transaction.
+
+        Raises: `StateLost` if LMDB cannot open it.
+        """
+        self.directory = directory
+        self.commits = 0
+        """Commits since opening; a cursor belongs to one of them."""
+        try:
+            self._environment = lmdb.open(
+                os.fspath(directory),
+                map_size=config.map_bytes,
+                sync=False,
+                metasync=False,
+                writemap=False,
+                map_async=False,
+                readahead=False,
+                max_readers=config.readers_max,
+                max_spare_txns=0,
+                max_dbs=0,
+                lib_version=ENGINE,
+            )
+        except (lmdb.Error, OSError) as error:
+            raise _lost(directory, "open", error) from error
+        try:
+            self._transaction: lmdb.Transaction[bytes] = self._environment.begin(write=True)
+        except lmdb.Error as error:
+            self._environment.close()
+            raise _lost(directory, "begin", error) from error
+
+    # --- kv.Records -----------------------------------------------------------------------------------------------
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value at `key`, or None. Raises: `StateLost`."""
+        assert 0 < len(key) <= KEY_BYTES_MAX, f"key of {len(key)} bytes, LMDB takes 1..{KEY_BYTES_MAX}"
+        try:
+            return self._transaction.get(key)
+        except lmdb.Error as error:
+            self._fail("get", error)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Write `key`. Raises: `StateLost`, also where the map or the disk is full."""
+        assert 0 < len(key) <= KEY_BYTES_MAX, f"key of {len(key)} bytes, LMDB takes 1..{KEY_BYTES_MAX}"
+        try:
+            self._transaction.put(key, value)
+        except lmdb.Error as error:
+            self._fail("put", error)
+
+    def delete(self, key: bytes) -> bool:
+        """Remove `key`; True if it was there. Raises: `StateLost`."""
+        assert 0 < len(key) <= KEY_BYTES_MAX, f"key of {len(key)} bytes, LMDB takes 1..{KEY_BYTES_MAX}"
+        try:
+            return self._transaction.delete(key)
+        except lmdb.Error as error:
+            self._fail("delete", error)
+
+    def scan(self, lo: bytes, hi: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        """Records with keys in `[lo, hi)`, ascending; `hi=None` means to the end. Lazy: the caller bounds it by stopping.
+
+        Must be finished or dropped before the next `commit()`. Raises: `StateLost`.
+        """
+        commits = self.commits
+        try:
+            with self._transaction.cursor() as cursor:
+                if not (cursor.set_range(lo) if lo else cursor.first()):
+                    return
+                for key, value in cursor:
+                    if hi is not None and key >= hi:
+                        return
+                    yield key, value
+                    assert commits == self.commits, f"scan begun in commit {commits} continued in {self.commits}"
+        except lmdb.Error as error:
+            self._fail("scan", error)
+
+    # --- The owner's side -----------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Commit, unsynced, and begin the next write transaction. Raises: `StateLost`: all since the last commit may be gone."""
+        self.commits += 1
+        try:
+            self._transaction.commit()
+            self._transaction = self._environment.begin(write=True)
+        except lmdb.Error as error:
+            self._fail("commit", error)
+
+    def pin(self) -> "PinnedCopy":
+        """A copy of the state as of the last commit, to be drawn by another thread while this one goes on writing.
+
+        Everything before the last `commit()` is in the copy, nothing after it. Raises: `StateLost`.
+        """
+        try:
+            return PinnedCopy(self._environment, self._environment.begin(write=False))
+        except lmdb.Error as error:
+            self._fail("begin of a copy", error)
+
+    def used_bytes(self) -> int:
+        """Bytes of the environment's file that hold pages, free ones included."""
+        try:
+            information = self._environment.info()
+            return (information["last_pgno"] + 1) * self._environment.stat()["psize"]
+        except lmdb.Error as error:
+            self._fail("info", error)
+
+    def live_bytes(self) -> int:
+        """Bytes of pages that hold records, as of now; without LMDB's own list of free pages."""
+        try:
+            pages = self._transaction.stat()
+        except lmdb.Error as error:
+            self._fail("stat", error)
+        return (2 + pages["branch_pages"] + pages["leaf_pages"] + pages["overflow_pages"]) * pages["psize"]
+
+    def close(self, *, synced: bool) -> None:
+        """Close the environment: with `synced`, commit and bring every page to the disk first; without, drop the transaction.
+
+        Copies must be released before. Raises: `StateLost` (only with `synced`).
+        """
+        try:
+            if synced:
+                self._transaction.commit()
+                self._environment.sync(True)
+            else:
+                self._transaction.abort()
+        except lmdb.Error as error:
+            if synced:
+                self._fail("close", error)
+        finally:
+            self._environment.close()
+
+    def _fail(self, action: str, error: lmdb.Error) -> NoReturn:
+        raise _lost(self.directory, action, error) from error
+
+
+class PinnedCopy:
+    """A read transaction for one compact copy. Made on the loop thread, drawn in one other, released by either, once."""
+
+    def __init__(self, environment: lmdb.Environment, transaction: lmdb.Transaction[bytes]) -> None:
+        self._environment = environment
+        self._transaction = transaction
+
+    def write_to(self, descriptor: int) -> None:
+        """Write the whole state to `descriptor`, compacted. Blocks, without the GIL; takes what the reader of the pipe allows.
+
+        Compact only: LMDB's plain copy waits for the writer, and our writer never ends. Raises: `OSError` where the pipe was
+        closed by its reader, `StateLost` where LMDB finds its own pages inconsistent.
+        """
+        try:
+            self._environment.copyfd(descriptor, compact=True, txn=self._transaction)
+        except lmdb.Error as error:
+            if error.code > 0:
+                raise OSError(error.code, os.strerror(error.code)) from error
+            raise StateLost(f"the live state cannot be copied: {error}") from error
+
+    def release(self) -> None:
+        """End the read transaction, so that LMDB may reuse pages again. The environment must still be open."""
+        self._transaction.abort()
+
+
+def _lost(directory: Path, action: str, error: Exception) -> StateLost:
+    return StateLost(
+        f"live state in {directory}: LMDB {action} failed: {error}. The replica discards it and rebuilds from its newest "
+        "checkpoint and the log; if this repeats, check the disk and `storage.map_bytes`"
+    )
