@@ -32,6 +32,8 @@ from raftcache.kv.operations import SYSTEM_NAMESPACE, Get, GetResult
 from raftcache.node.api import ReplySink, Request
 from raftcache.node.checkpointing import Checkpointing
 from raftcache.node.directory import DIRECTORY_KEY, Directory
+from raftcache.node.keeper import Keeper
+from raftcache.node.kinds import KIND_FORWARD
 from raftcache.node.observer import Observer
 from raftcache.node.replica import Replica
 from raftcache.node.router import Router
@@ -82,16 +84,6 @@ class Scheduler(Protocol):
         ...
 
 
-KIND_FORWARD = 1
-KIND_DIRECTORY = 2
-KIND_DIRECTORY_PUSH = 3
-KIND_STATUS = 4
-KIND_TRANSFER = 5
-KIND_IDENTIFY = 16
-KIND_INIT = 17
-KIND_JOIN = 18
-
-
 class Engine:
     """See the module. Built by the composition root once the node belongs to a cluster."""
 
@@ -134,6 +126,7 @@ class Engine:
         )
         self.wal = wal
         self.checkpointing = Checkpointing(self)
+        self.keeper = Keeper(self)
         self._limits = limits
         self._open_state = open_state
         self._scheduler = scheduler
@@ -519,6 +512,7 @@ class Engine:
         self.router.expire(now_ns)
         self.router.unpark_all()
         self.checkpointing.tick()
+        self.keeper.tick()
         self._schedule()
 
     # --- Places (what the router asks) --------------------------------------------------------------------------------
@@ -540,6 +534,9 @@ class Engine:
             return None
         hint = self._leader_hints.get(shard)
         return hint if hint is not None else self.nearest_node(shard)
+
+    def choose(self, nodes: list[NodeId]) -> NodeId:
+        return self._random.choice(nodes)
 
     def nearest_node(self, shard: ShardId) -> NodeId | None:
         """A connected node with a replica of the shard; by chance, so that load and bad luck are spread."""
