@@ -66,7 +66,9 @@ def load(
     for (section, key), item in found.items():
         setting = setting_of(_field(section, key))
         values.setdefault(section, {})[key] = _read(f"{section}.{key}", setting, item)
-    config = Config(**{section.name: section_type(section)(**values.get(section.name, {})) for section in fields(Config)})
+    config = Config(
+        **{section.name: section_type(section)(**values.get(section.name, {})) for section in fields(Config)}
+    )
     check(config)
     return config
 
@@ -85,7 +87,8 @@ def parse_assignment(text: str) -> tuple[str, str]:
 def section_type(section: "Field[object]") -> type:
     """The dataclass of a section of `Config`."""
     factory = section.default_factory
-    assert factory is not MISSING and isinstance(factory, type), section.name
+    assert factory is not MISSING, section.name
+    assert isinstance(factory, type), section.name
     return factory
 
 
@@ -321,5 +324,7 @@ def _labels(raw: object) -> dict[str, str]:
     for name, value in raw.items():
         for word in (name, value):
             if not isinstance(word, str) or not _LABEL.fullmatch(word):
-                raise ValueError(f"has the bad label {name!r} = {value!r}; letters, digits and . _ / - only, at most 63")
+                raise ValueError(
+                    f"has the bad label {name!r} = {value!r}; letters, digits and . _ / - only, at most 63"
+                )
     return dict(raw)

@@ -63,17 +63,41 @@ def _sizes(config: Config) -> Iterator[Violation]:
         ),
         ("limits.scan_bytes_max", limits.scan_bytes_max, record, "one record of the largest key and value"),
         (
+            "limits.transaction_bytes_max",
+            limits.transaction_bytes_max,
+            record,
+            "one record of the largest key and value",
+        ),
+        (
+            "limits.batch_bytes_max",
+            limits.batch_bytes_max,
+            limits.transaction_bytes_max,
+            "one transaction of limits.transaction_bytes_max",
+        ),
+        (
             "limits.frame_bytes_max",
             limits.frame_bytes_max,
-            max(raft.append_bytes_max, raft.entry_bytes_max) + limits.batch_bytes_max + FRAME_OVERHEAD_BYTES,
-            "raft.append_bytes_max (or entry_bytes_max), limits.batch_bytes_max and headers",
+            max(raft.append_bytes_max, raft.entry_bytes_max)
+            + max(limits.batch_bytes_max, limits.scan_bytes_max)
+            + FRAME_OVERHEAD_BYTES,
+            "raft.append_bytes_max (or entry_bytes_max), limits.batch_bytes_max (or scan_bytes_max) and headers",
         ),
         ("storage.segment_bytes", storage.segment_bytes, limits.frame_bytes_max, "all that one frame brings"),
         ("storage.log_bytes_max", storage.log_bytes_max, 4 * storage.segment_bytes, "four segments"),
         ("storage.log_bytes_max", storage.log_bytes_max, storage.log_bytes_per_checkpoint, "log_bytes_per_checkpoint"),
         ("raft.inflight_bytes_max", raft.inflight_bytes_max, raft.append_bytes_max, "one message of append_bytes_max"),
-        ("raft.uncommitted_bytes_max", raft.uncommitted_bytes_max, limits.batch_bytes_max, "one limits.batch_bytes_max"),
-        ("limits.in_flight_bytes_max", limits.in_flight_bytes_max, limits.batch_bytes_max, "one limits.batch_bytes_max"),
+        (
+            "raft.uncommitted_bytes_max",
+            raft.uncommitted_bytes_max,
+            limits.batch_bytes_max,
+            "one limits.batch_bytes_max",
+        ),
+        (
+            "limits.in_flight_bytes_max",
+            limits.in_flight_bytes_max,
+            limits.batch_bytes_max,
+            "one limits.batch_bytes_max",
+        ),
     )
     for path, value, least, why in chain:
         if value < least:
@@ -113,7 +137,10 @@ def _tls(config: Config) -> Iterator[Violation]:
         yield Violation("tls.client_ca", "is set, but client_cert and client_key are not")
     if len({bool(tls.peer_cert), bool(tls.peer_key), bool(tls.peer_ca)}) > 1:
         yield Violation("tls.peer_cert", "peer_cert, peer_key and peer_ca go together; only some of them are set")
-    for name, address, certificate in (("client", listen.client, tls.client_cert), ("peer", listen.peer, tls.peer_cert)):
+    for name, address, certificate in (
+        ("client", listen.client, tls.client_cert),
+        ("peer", listen.peer, tls.peer_cert),
+    ):
         if address and not certificate and not tls.insecure and not is_loopback(parse_address(address)[0]):
             yield Violation(
                 f"listen.{name}",

@@ -6,7 +6,7 @@ Rules of this file:
   there, so that none of the three can differ from this file;
 - the description of a limit says where its number comes from;
 - settings are per node and may differ between nodes while a rolling restart is under way. What the state machine checks at
-  *apply* has to be equal on every replica, or replicas diverge: it takes the `*_CEILING` constants, never a setting.
+  *apply* has to be equal on every replica, or replicas diverge: it takes the ceilings of `kv.limits`, never a setting.
 
 Nothing here reads a file or an environment variable; that is `load.py`.
 """
@@ -19,11 +19,16 @@ from raftcache.config.quantities import GIB, KIB, MIB, TIB
 
 # --- Ceilings: constants of the format, equal in every node of this release ---------------------------------------
 
-KEY_BYTES_CEILING = 480
-"""LMDB's largest key is 511 bytes; 31 stay free for what a record's key carries before the user's (kind, namespace, slot)."""
+KEY_BYTES_CEILING = 506
+"""What LMDB's keys of 511 bytes leave for the user's."""
 
 VALUE_BYTES_CEILING = 16 * MIB
 """A value travels whole, in one frame and one log entry; larger things belong in an object store."""
+
+TRANSACTION_OPERATIONS_CEILING = 1_024
+TRANSACTION_BYTES_CEILING = 32 * MIB
+"""A transaction stands in one log entry. These four are `kv.limits`' constants, which this layer cannot import; a test
+compares them."""
 
 FRAME_OVERHEAD_BYTES = 64 * KIB
 """Room in a frame for headers, message fields and the sessions' stamps around the bytes that are counted."""
@@ -327,8 +332,8 @@ class Limits:
         400,
         1,
         KEY_BYTES_CEILING,
-        about="Longest key. The engine's own limit is 511 bytes, of which the record format takes up to 31; 400 leaves room\n"
-        "for namespaces to come.",
+        about="Longest key. The engine's own limit is 511 bytes, of which the record format takes some; 400 leaves room for\n"
+        "what later formats add.",
     )
     value_bytes_max: int = _size(
         1 * MIB, 1, VALUE_BYTES_CEILING, about="Largest value (memcached: 1 MiB; etcd: 1.5 MiB per request)."
@@ -343,11 +348,22 @@ class Limits:
         about="Bytes of one request, be it a single put, a batch or a transaction (gRPC's default for received messages).",
     )
     transaction_operations_max: int = _count(
-        128, 1, 10_000, about="Conditions and operations in one transaction (etcd: 128)."
+        128, 1, TRANSACTION_OPERATIONS_CEILING, about="Per branch of a transaction, and for its conditions (etcd: 128)."
     )
-    scan_keys_max: int = _count(1_000, 1, 100_000, about="Records in one page of a scan (S3's page: 1,000).")
+    transaction_bytes_max: int = _size(
+        4 * MIB,
+        4 * KIB,
+        TRANSACTION_BYTES_CEILING,
+        about="Keys and values of one transaction, both branches and the conditions together.",
+    )
+    scan_entries_max: int = _count(
+        4_096,
+        1,
+        1 << 20,
+        about="Records in one page of a scan. At about 1.2 us each a page holds the event loop for 5 ms.",
+    )
     scan_bytes_max: int = _size(
-        2 * MIB, 4 * KIB, 32 * MIB, about="... and their bytes: half of what a gRPC client receives by default."
+        4 * MIB, 4 * KIB, 64 * MIB, about="... and the bytes of their keys and values; a page has at least one record."
     )
     frame_bytes_max: int = _size(
         8 * MIB,
@@ -378,13 +394,23 @@ class Limits:
         about="Client connections (Redis: 10,000). Files must be allowed to match: LimitNOFILE.",
     )
     sessions_max: int = _count(
-        100_000,
+        10_000,
         1,
-        10_000_000,
-        about="Open client sessions of one shard; at about 200 bytes each without replies, 20 MB.",
+        1 << 24,
+        about="Client sessions of one shard; beyond, the least recently used one goes. About 1 KiB of memory each. This and\n"
+        "the other limits of sessions are written into a shard when it is created: a change concerns later shards.",
     )
     session_window: int = _count(
-        256, 1, 65_536, about="Unacknowledged requests that one session may have; their replies are kept for retries."
+        1_024, 1, 65_536, about="Sequence numbers from the first unacknowledged one that a session may have in flight."
+    )
+    session_reply_bytes_max: int = _size(
+        1 * MIB, 1, 1 * GIB, about="Replies kept for one session's retries; beyond, its new commands are refused."
+    )
+    session_reply_bytes_total_max: int = _size(
+        32 * MIB,
+        1,
+        4 * GIB,
+        about="Replies kept for all sessions of a shard; beyond, the least recently used sessions go.",
     )
 
 
@@ -418,7 +444,11 @@ class Log:
 
     level: str = _choice("info", "debug", "info", "warning", "error", about="The least severe events that are written.")
     format: str = _choice(
-        "auto", "auto", "json", "console", about="`auto` is `console` on a terminal and `json` (one object a line) elsewhere."
+        "auto",
+        "auto",
+        "json",
+        "console",
+        about="`auto` is `console` on a terminal and `json` (one object a line) elsewhere.",
     )
 
 
