@@ -31,9 +31,9 @@ from raftcache.kv.operations import (
     WriteResult,
 )
 from raftcache.node.api import Reply, Request
-from raftcache.node.directory import DIRECTORY_KEY, Directory, with_change_done
+from raftcache.node.directory import DIRECTORY_KEY, Directory, ReplicaChange, with_change_done
 from raftcache.node.kinds import KIND_DIRECTORY, KIND_DIRECTORY_PUSH
-from raftcache.node.membership import AddLearner, ChangeVoters, Done, HandOver, Wait, next_step
+from raftcache.node.membership import AddLearner, ChangeVoters, Done, HandOver, Step, Wait, next_step
 from raftcache.node.settings import MS
 from raftcache.raft.configuration import ConfigurationChange
 
@@ -200,11 +200,11 @@ class Keeper:
                 lag_entries_max=self._engine.settings.learner_lag_entries_max,
             )
             try:
-                self.waiting_for[shard.shard] = self._take(replica, step)
+                self.waiting_for[shard.shard] = self._take(replica, shard.change, step)
             except RaftCacheError as refusal:
                 self.waiting_for[shard.shard] = refusal.message
 
-    def _take(self, replica: Replica, step: Wait | AddLearner | ChangeVoters | HandOver | Done) -> str:
+    def _take(self, replica: Replica, change: ReplicaChange, step: Step) -> str:
         """Takes the step; returns what the change waits for now."""
         match step:
             case Wait():
@@ -226,10 +226,10 @@ class Keeper:
                 self._engine.transfer(replica)
                 return f"replica {replica.replica_id}, which is to go, to hand leadership over"
             case Done():
-                self._clear(replica)
+                self._clear(replica, change)
                 return "the directory to be brought up to date"
 
-    def _clear(self, replica: Replica) -> None:
+    def _clear(self, replica: Replica, change: ReplicaChange) -> None:
         shard = replica.shard
         if shard in self._clearing:
             return
@@ -239,7 +239,7 @@ class Keeper:
 
         def transform(directory: Directory) -> Directory:
             found = directory.shards.get(shard)
-            if found is None or found.change is None:
+            if found is None or found.change != change:
                 return directory
             return with_change_done(directory, shard, voters=voters, learners=learners)
 
