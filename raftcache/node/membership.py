@@ -11,8 +11,8 @@ Rules of this file:
 
 from dataclasses import dataclass
 
-from raftcache.ids import NO_REPLICA, Index, ReplicaId
-from raftcache.node.directory import DirectoryShard, ReplicaChange
+from raftcache.ids import NO_REPLICA, ReplicaId
+from raftcache.node.directory import ReplicaChange
 from raftcache.raft.core import Raft
 from raftcache.raft.messages import Configuration
 
@@ -100,9 +100,8 @@ def failure_tolerance(voters: set[ReplicaId], live: set[ReplicaId]) -> int:
     return len(voters & live) - (len(voters) // 2 + 1)
 
 
-def tolerance_of(shard: DirectoryShard, configuration: Configuration, change: ReplicaChange, live: set[ReplicaId]) -> Tolerance:
+def tolerance_of(configuration: Configuration, change: ReplicaChange, live: set[ReplicaId]) -> Tolerance:
     """The failure tolerance before and after `change`. An incoming replica counts as live: it votes only once it has caught up."""
-    del shard
     before = set(configuration.voters)
     after = set(before)
     if change.incoming != NO_REPLICA:
@@ -111,6 +110,3 @@ def tolerance_of(shard: DirectoryShard, configuration: Configuration, change: Re
     live_after = live | ({change.incoming} if change.incoming != NO_REPLICA else set())
     return Tolerance(failure_tolerance(before, live), failure_tolerance(after, live_after))
 
-
-def lag_of(raft: Raft, match: Index) -> int:
-    return max(0, raft.last_index - match)

@@ -5,7 +5,6 @@ Rules of this file:
 - of several answers on one shard, its leader's counts; of several leaders, the one of the greatest term.
 """
 
-import json
 from typing import Any
 
 from raftcache.ids import NO_REPLICA, Index, NodeId, ReplicaId, ShardId, Term
@@ -23,7 +22,7 @@ ROLE_NAMES = {
 }
 
 
-def local_status(engine: Engine, version: str) -> bytes:
+def local_status(engine: Engine, version: str) -> dict[str, Any]:
     """This node's answer to `KIND_STATUS`."""
     replicas = []
     for replica in engine.replicas.values():
@@ -47,7 +46,7 @@ def local_status(engine: Engine, version: str) -> bytes:
                 "waiting_for": engine.keeper.waiting_for.get(replica.shard, ""),
             }
         )
-    return json.dumps({"version": version, "epoch": engine.directory.epoch, "replicas": replicas}).encode()
+    return {"version": version, "epoch": engine.directory.epoch, "replicas": replicas}
 
 
 def cluster_info(directory: Directory, answers: dict[NodeId, dict[str, Any]]) -> ClusterInfo:
