@@ -20,9 +20,9 @@ from raftcache.errors import (
     PreconditionFailed,
     RaftCacheError,
     Unavailable,
-    error_of,
 )
 from raftcache.ids import NO_REPLICA, ClusterId, NodeId, ReplicaId, ShardId, Slot
+from raftcache.kv.result_codec import error_of
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import ClusterInfo
 from raftcache.node.directory import (
@@ -304,14 +304,14 @@ def wrap(document: dict[str, Any]) -> bytes:
 
 def wrap_error(error: RaftCacheError) -> bytes:
     """A refusal between nodes."""
-    return json.dumps({"error": [error.reason, error.message, error.metadata]}).encode()
+    return json.dumps({"error": [error.reason, error.message, error.definite, error.metadata]}).encode()
 
 
 def unwrap(payload: bytes) -> dict[str, Any]:
     """The answer's document. Raises: the error that it carries."""
     answer: dict[str, Any] = json.loads(payload)
     if "error" in answer:
-        reason, message, metadata = answer["error"]
-        raise error_of(reason, message, metadata)
+        reason, message, definite, metadata = answer["error"]
+        raise error_of(reason, message, definite=definite, metadata=metadata)
     document: dict[str, Any] = answer["ok"]
     return document

@@ -131,7 +131,7 @@ class Checkpointing:
 
     def _compact(self, replica: Replica, checkpoint: Index) -> None:
         """Lets the log go below the checkpoint, but for the trailing part."""
-        compact_to = replica.log.compaction_index(checkpoint, keep_bytes=self._engine.settings.trailing_log_bytes)
+        compact_to = replica.log.index_keeping(self._engine.settings.trailing_log_bytes, upto=checkpoint)
         if compact_to >= replica.log.first_index():
             self._engine.write_later(ReplicaWrite(replica.replica_id, compact_to=compact_to))
 

@@ -351,8 +351,10 @@ class Engine:
             self._send(replica, message)
         if ready.snapshot is not None:
             self._install(replica, ready)
+        before = replica.commands_applied
         replica.take(ready, now_ns)
         if ready.committed:
+            self.observer.applied(self.clock.monotonic_ns() - now_ns, replica.commands_applied - before)
             self._after_apply(replica, now_ns)
 
     def _send(self, replica: Replica, message: Message) -> None:
@@ -395,8 +397,10 @@ class Engine:
     def commit_state(self, replica: Replica, now_ns: int) -> None:
         """Commits the live environment, unsynced: the log is what is durable. Raises: `StateLost`."""
         assert replica.machine is not None, f"replica {replica.replica_id} has no state to commit"
+        started_ns = self.clock.monotonic_ns()
         replica.machine.flush()
         replica.state.commit()
+        self.observer.committed(self.clock.monotonic_ns() - started_ns)
         replica.uncommitted_commands = replica.uncommitted_bytes = 0
         replica.committed_ns = now_ns
 
@@ -416,6 +420,7 @@ class Engine:
             return
         # The leader sends while it writes; it counts itself only when durable (thesis §10.2.1).
         self.network.flush()
+        self._observe_write(group)
         self.wal.write(writes)
         started_ns = self.clock.monotonic_ns()
         if self._sync_mean_ns <= self.settings.sync_inline_below_ns:
@@ -424,6 +429,15 @@ class Engine:
         else:
             self._syncing = True
             self._scheduler.run_blocking(self.wal.sync, lambda: self._on_synced(group, started_ns))
+
+    def _observe_write(self, group: list[tuple[Replica, Ready]]) -> None:
+        entries = commands = size = 0
+        for replica, ready in group:
+            entries += len(ready.entries)
+            commands += replica.commands_in(ready.entries)
+            for entry in ready.entries:
+                size += len(entry.data)
+        self.observer.wrote(entries=entries, commands=commands, written_bytes=size)
 
     def _on_synced(self, group: list[tuple[Replica, Ready]], started_ns: int) -> None:
         self._syncing = False

@@ -6,25 +6,24 @@ Rules of this file:
 - strict: a payload that does not parse to its last byte raises `ValueError`, a newer one `UnsupportedVersion`.
 """
 
-import json
 import struct
 
-from raftcache.errors import RaftCacheError, UnsupportedVersion, error_of
+from raftcache.errors import UnsupportedVersion
 from raftcache.ids import Index, ShardId, Slot
-from raftcache.kv.codec import decode_operation, decode_result, encode_operation, encode_result
+from raftcache.kv.codec import decode_operation, encode_operation
 from raftcache.kv.operations import SessionStamp
+from raftcache.kv.result_codec import decode_outcome, encode_outcome
 from raftcache.node.api import Consistency, Reply, Request
 
 FORMAT = 1
 _HEAD = struct.Struct("<BII")  # format, shard, count
 _REQUEST = struct.Struct("<BiII")  # flags, slot, milliseconds left, operation bytes
 _STAMP = struct.Struct("<QQQ")
-_REPLY = struct.Struct("<BQII")  # flags, index, age in ms, result bytes
+_REPLY = struct.Struct("<QII")  # index, age in ms, outcome bytes
 
 _HAS_STAMP = 1
 _STALE = 2
 _WHOLE_SHARD = 4
-_IS_ERROR = 1
 
 _MS = 1_000_000
 
@@ -89,14 +88,8 @@ def encode_replies(shard: ShardId, replies: list[Reply]) -> bytes:
     """The replies in the order of their tokens, which are the positions of the requests."""
     parts = [_HEAD.pack(FORMAT, shard, len(replies))]
     for reply in sorted(replies, key=_position):
-        result = reply.result
-        if isinstance(result, RaftCacheError):
-            body = json.dumps([result.reason, result.message, result.metadata]).encode()
-            flags = _IS_ERROR
-        else:
-            body = encode_result(result)
-            flags = 0
-        parts.append(_REPLY.pack(flags, reply.index, min(reply.age_ms, 0xFFFFFFFF), len(body)))
+        body = encode_outcome(reply.result)
+        parts.append(_REPLY.pack(reply.index, min(reply.age_ms, 0xFFFFFFFF), len(body)))
         parts.append(body)
     return b"".join(parts)
 
@@ -109,15 +102,11 @@ def decode_replies(payload: bytes, requests: list[Request]) -> list[Reply]:
     at = _HEAD.size
     replies = []
     for request in requests:
-        flags, index, age_ms, size = _REPLY.unpack_from(payload, at)
+        index, age_ms, size = _REPLY.unpack_from(payload, at)
         at += _REPLY.size
-        body = payload[at : at + size]
+        outcome = decode_outcome(payload[at : at + size])
         at += size
-        if flags & _IS_ERROR:
-            reason, message, metadata = json.loads(body)
-            replies.append(Reply(request.token, error_of(reason, message, metadata), ShardId(shard_number)))
-        else:
-            replies.append(Reply(request.token, decode_result(body), ShardId(shard_number), Index(index), age_ms))
+        replies.append(Reply(request.token, outcome, ShardId(shard_number), Index(index), age_ms))
     if at != len(payload):
         raise ValueError(f"a list of replies has {len(payload) - at} trailing bytes")
     return replies

@@ -16,8 +16,16 @@ class Observer(Protocol):
         """One fdatasync of the log took this long."""
         ...
 
+    def wrote(self, *, entries: int, commands: int, written_bytes: int) -> None:
+        """... and made this durable; `commands` of those proposed here."""
+        ...
+
     def applied(self, took_ns: int, commands: int) -> None:
         """The state machine applied so many commands in so long."""
+        ...
+
+    def committed(self, took_ns: int) -> None:
+        """One commit of a live state took this long."""
         ...
 
 
@@ -32,5 +40,11 @@ class NoObserver:
     def synced(self, took_ns: int) -> None:
         del took_ns
 
+    def wrote(self, *, entries: int, commands: int, written_bytes: int) -> None:
+        del entries, commands, written_bytes
+
     def applied(self, took_ns: int, commands: int) -> None:
         del took_ns, commands
+
+    def committed(self, took_ns: int) -> None:
+        del took_ns

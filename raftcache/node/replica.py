@@ -24,12 +24,12 @@ from raftcache.errors import (
     Overloaded,
     RaftCacheError,
     Unavailable,
-    error_of,
 )
 from raftcache.ids import Index, ReplicaId, ShardId, Term
 from raftcache.kv.codec import encode_batch
 from raftcache.kv.machine import Machine
 from raftcache.kv.operations import Command, Failure, Get, Result, Scan
+from raftcache.kv.result_codec import error_of
 from raftcache.node.api import Reply, ReplySink, Request
 from raftcache.node.settings import MS, EngineSettings
 from raftcache.raft.core import Raft
@@ -223,7 +223,7 @@ class Replica:
         assert len(results) == len(batch), f"{len(results)} results for {len(batch)} commands at index {entry.index}"
         shard, index, answer = self.shard, entry.index, self._answer
         for (request, sink), result in zip(batch, results, strict=True):
-            outcome = error_of(result.reason, result.message) if isinstance(result, Failure) else result
+            outcome = error_of(result.reason, result.message, definite=True) if isinstance(result, Failure) else result
             answer(request, sink, Reply(request.token, outcome, shard, index))
 
     def _hold_reads(self, read_states: list[ReadState]) -> None:
@@ -249,7 +249,7 @@ class Replica:
         operation = request.operation
         assert isinstance(operation, (Get, Scan)), f"{type(operation).__name__} is not a read"
         result = machine.read(operation, request.slot)
-        outcome = error_of(result.reason, result.message) if isinstance(result, Failure) else result
+        outcome = error_of(result.reason, result.message, definite=True) if isinstance(result, Failure) else result
         return Reply(request.token, outcome, self.shard, index, age_ms)
 
     # --- What ends otherwise ------------------------------------------------------------------------------------------
@@ -313,6 +313,15 @@ class Replica:
             (self._queue and len(self._proposed) < self._settings.batches_in_flight_max)
             or (self._reads and len(self._reads_in_flight) < self._settings.read_rounds_in_flight_max)
         )
+
+    def commands_in(self, entries: list[Entry]) -> int:
+        """How many commands that were proposed here these entries carry."""
+        found = 0
+        for entry in entries:
+            proposed = self._proposed.get(entry.index)
+            if proposed is not None and proposed[0] == entry.term:
+                found += len(proposed[1])
+        return found
 
     def proposals_pending(self) -> int:
         return len(self._queue) + sum(len(batch) for _, batch in self._proposed.values())
