@@ -1,0 +1,1 @@
+"""The deterministic state machine: operations, their bytes, and what a log of them amounts to."""

@@ -1,0 +1,141 @@
+"""Where each record lies and what stands in it.
+
+Record keys are a one-byte table, for data then the namespace (u32, big-endian), then the key: 511 bytes at most, which
+is what LMDB takes. Tables, in the order of a scan:
+
+    D   data        D namespace key      -> record of a key, see `encode_record`
+    H   hashes      H page               -> counts and hashes of a page of slots (`state_hash.py`)
+    M   meta        M name               -> the machine's own state (`meta.py`)
+    S   sessions    S session id         -> a session and its cached replies (`sessions.py`)
+
+Rules of this file:
+- every record ends in a CRC-32 over its key and its body, so a flipped bit in either, or a record that turns up under
+  another key, is found by whoever reads it; *nobody reads a record without that check*;
+- the first byte of every body is its format version; a newer one raises `UnsupportedVersion`, and the replica stops;
+- all integers are unsigned and big-endian, but for the CRC, which is little-endian for the reason given at `seal`.
+"""
+
+from hashlib import blake2b
+from struct import Struct
+from zlib import crc32
+
+from raftcache.errors import Corruption, UnsupportedVersion
+from raftcache.ids import Revision
+from raftcache.kv.operations import DEFAULT_NAMESPACE, KeyEntry
+
+RECORD_KEY_BYTES_MAX = 511
+"""LMDB's MDB_MAXKEYSIZE as built."""
+
+TABLE_DATA = b"D"
+TABLE_HASHES = b"H"
+TABLE_META = b"M"
+TABLE_SESSIONS = b"S"
+
+DATA_PREFIX_BYTES = 5
+_NAMESPACE = Struct(">I")
+
+RECORD_VERSION = 1
+_RESERVED = 0x01
+"""Flag: 16 more bytes follow the head, lease and expiry. Nothing writes it yet; reading it works."""
+RECORD_HEAD = Struct(">BBQQQ")
+"""Version, flags, create revision, mod revision, version (count of writes since creation)."""
+_RESERVED_PART = Struct(">QQ")
+
+CRC_BYTES = 4
+CRC_RESIDUE = 0x2144DF1C
+"""CRC-32 of any message followed by its own CRC-32, little-endian. A property of the CRC, so one call checks a record."""
+RECORD_BYTES_MIN = RECORD_HEAD.size + CRC_BYTES
+
+_LENGTHS = tuple(length.to_bytes(2, "big") for length in range(RECORD_KEY_BYTES_MAX + 1))
+
+
+def table_end(table: bytes) -> bytes:
+    """The end of a table's range: its first key is the table's byte itself."""
+    return bytes([table[0] + 1])
+
+
+def data_prefix(namespace: int) -> bytes:
+    """What the record keys of a namespace begin with."""
+    return TABLE_DATA + _NAMESPACE.pack(namespace)
+
+
+DEFAULT_PREFIX = data_prefix(DEFAULT_NAMESPACE)
+
+
+# --- The seal ----------------------------------------------------------------------------------------------------
+
+
+def seal(record_key: bytes, body: bytes) -> bytes:
+    """The record to store for `body` under `record_key`.
+
+    The CRC goes last and little-endian: then CRC-32 over key, body *and* CRC is a constant, and a reader needs no slice.
+    """
+    return body + crc32(body, crc32(record_key)).to_bytes(CRC_BYTES, "little")
+
+
+def unseal(record_key: bytes, record: bytes) -> bytes:
+    """The body of a record. Raises: `Corruption` where the record is not what was written under this key."""
+    if len(record) <= CRC_BYTES or crc32(record, crc32(record_key)) != CRC_RESIDUE:
+        raise damaged(record_key, record)
+    return record[:-CRC_BYTES]
+
+
+def damaged(record_key: bytes, record: bytes, why: str = "fails its checksum") -> Corruption:
+    """The error for a record that is not what was written. The value is not shown: it may be anybody's data."""
+    return Corruption(
+        f"the record under {record_key[:80]!r} ({len(record)} bytes) of the live state {why}; this replica stops, "
+        f"discards its live state and rebuilds it from checkpoint and log, or from its peers",
+        metadata={"record_key": record_key.hex(), "record_bytes": str(len(record))},
+    )
+
+
+def newer(what: str, *, found: int, known: int) -> UnsupportedVersion:
+    """The error for bytes that a newer release wrote."""
+    return UnsupportedVersion(
+        f"{what} has format version {found}, and this release knows versions up to {known}: it was written by a newer "
+        f"release; upgrade this node",
+        metadata={"found": str(found), "known": str(known)},
+    )
+
+
+# --- Records of keys ---------------------------------------------------------------------------------------------
+
+
+def encode_record(record_key: bytes, entry: KeyEntry) -> bytes:
+    """The record of a key. The key itself stands in `record_key` only; the CRC binds the two."""
+    assert not entry.lease, f"lease {entry.lease} is reserved"
+    assert not entry.expiry_ms, f"expiry {entry.expiry_ms} is reserved"
+    head = RECORD_HEAD.pack(RECORD_VERSION, 0, entry.create_revision, entry.mod_revision, entry.version)
+    return seal(record_key, head + entry.value)
+
+
+def decode_record(record_key: bytes, record: bytes) -> KeyEntry:
+    """A key as stored. Raises: `Corruption` for a damaged record, `UnsupportedVersion` for one of a newer release."""
+    if crc32(record, crc32(record_key)) != CRC_RESIDUE or len(record) < RECORD_BYTES_MIN:
+        raise damaged(record_key, record)
+    version, flags, create_revision, mod_revision, writes = RECORD_HEAD.unpack_from(record)
+    if version == RECORD_VERSION and not flags:
+        return KeyEntry(
+            record_key[DATA_PREFIX_BYTES:],
+            record[RECORD_HEAD.size : -CRC_BYTES],
+            writes,
+            Revision(create_revision),
+            Revision(mod_revision),
+        )
+    if version > RECORD_VERSION:
+        raise newer(f"the record under {record_key[:80]!r}", found=version, known=RECORD_VERSION)
+    if version != RECORD_VERSION or flags != _RESERVED or len(record) < RECORD_BYTES_MIN + _RESERVED_PART.size:
+        raise damaged(record_key, record, f"has version {version} and flags {flags:#x}, which no release wrote")
+    lease, expiry_ms = _RESERVED_PART.unpack_from(record, RECORD_HEAD.size)
+    value = record[RECORD_HEAD.size + _RESERVED_PART.size : -CRC_BYTES]
+    key = record_key[DATA_PREFIX_BYTES:]
+    return KeyEntry(key, value, writes, Revision(create_revision), Revision(mod_revision), lease, expiry_ms)
+
+
+def record_hash(record_key: bytes, record: bytes) -> int:
+    """What a record adds to a state hash: BLAKE2b-128 over key and record.
+
+    The key's length goes in front, or a key and a record could trade bytes and hash alike.
+    """
+    together = _LENGTHS[len(record_key)] + record_key + record
+    return int.from_bytes(blake2b(together, digest_size=16).digest(), "big")
