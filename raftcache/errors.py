@@ -203,3 +203,19 @@ class DataDirectoryInUse(RaftCacheError):
 
     reason = "DATA_DIRECTORY_IN_USE"
     definite = True
+
+
+def error_classes() -> dict[str, type[RaftCacheError]]:
+    """Every class of this file by its `reason`."""
+    found: dict[str, type[RaftCacheError]] = {}
+    pending: list[type[RaftCacheError]] = [RaftCacheError]
+    while pending:
+        cls = pending.pop()
+        found[cls.reason] = cls
+        pending.extend(cls.__subclasses__())
+    return found
+
+
+def error_of(reason: str, message: str, metadata: dict[str, str] | None = None) -> RaftCacheError:
+    """The error that `reason` names, as it came over a wire; an unknown reason is the indefinite root class."""
+    return error_classes().get(reason, RaftCacheError)(message, metadata=metadata)
