@@ -244,7 +244,7 @@ class Ready:
 
     The shell (1) sends `messages` at once; (2) makes `hard_state`, `entries` and `snapshot` durable *together or in
     that order*, then calls `Raft.persisted(ready)`, which counts the own vote / own acknowledgement; only then (3)
-    sends `messages_after_persist`; (4) applies `committed` in order and calls `Raft.applied(index)`. Several `Ready`s
+    sends `messages_after_persist`; (4) applies `committed` in order and calls `Raft.applied_to(index)`. Several `Ready`s
     may be in flight; they are persisted in the order in which they were taken.
     """
 
@@ -256,11 +256,16 @@ class Ready:
     """To append. Where `entries[0].index` is at or below the log's last index, the log is cut there first."""
     snapshot: SnapshotMeta | None = None
     """A snapshot that the shell has received and must now install, atomically, before `entries`."""
+    snapshot_keeps_log: bool = False
+    """The `snapshot` only brings back a lost state: the log, which agrees with it, must *not* be reset, as entries beyond
+    the snapshot may have been acknowledged. The log may be compacted up to it."""
     committed: list[Entry] = field(default_factory=list)
     """To apply, in order. Never above what is durable here."""
     messages: list[Message] = field(default_factory=list)
     messages_after_persist: list[Message] = field(default_factory=list)
     """Promises of durability (votes, acknowledgements): they leave only after the fsync."""
     read_states: list[ReadState] = field(default_factory=list)
+    reads_dropped: list[int] = field(default_factory=list)
+    """Contexts of reads that will never be answered (the leader changed, or did not answer); they may be asked again."""
     must_sync: bool = False
     """True where `hard_state`, `entries` or `snapshot` needs a durable write before `persisted`."""
