@@ -1,0 +1,63 @@
+"""What the gateway knows of the cluster's layout: a table for `ShardMap` and for scans, and hints for every reply.
+
+The node implements `Routes` from its directory and from what its replicas know of their leaders. Both answers may be
+old: the truth is in each shard's own state machine and log, and a wrong route ends in a definite error.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from raftcache.ids import ClusterId, NodeId, ShardId
+
+
+class Hint(NamedTuple):
+    """Where a shard's leader is, if it is another node than this."""
+
+    leader_address: str
+    """The client address of that node."""
+    epoch: int
+    """Of the directory that the address is from."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRoute:
+    """One shard that owns slots."""
+
+    shard: ShardId
+    ranges: tuple[tuple[int, int], ...]
+    """`[lo, hi)`."""
+    leader_node: NodeId
+    """0 = not known."""
+    replica_nodes: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRoute:
+    """One node."""
+
+    node: NodeId
+    name: str
+    client_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingTable:
+    """The layout at one moment. Before `init` it is empty, with epoch and cluster 0."""
+
+    epoch: int
+    cluster: ClusterId
+    this_node: NodeId
+    shards: tuple[ShardRoute, ...] = ()
+    """In the order of their ids, without the catalog."""
+    nodes: tuple[NodeRoute, ...] = ()
+    """In the order of their ids."""
+
+
+class Routes(Protocol):
+    """The node's knowledge of the layout."""
+
+    def table(self) -> RoutingTable: ...
+
+    def hint(self, shard: ShardId) -> Hint | None:
+        """For the header of each reply: None where this node leads `shard`, or no leader is known. Cheap."""
+        ...
