@@ -74,8 +74,9 @@ class Checkpointing:
             and self._not_before.get(replica.replica_id, 0) <= self._ticks
         ]
         for replica in candidates:
-            # A follower needs a snapshot and there is none to send.
-            if replica.leads and replica.log.snapshot() is None:
+            newest = replica.log.snapshot()
+            if replica.leads and replica.raft.checkpoint_wanted > (newest.index if newest is not None else 0):
+                # A follower needs a snapshot, and there is none that its log could go on from.
                 return replica
         if engine.wal.total_bytes() > engine.settings.log_bytes_max:
             pinning = engine.wal.pinning_replica()
@@ -97,7 +98,7 @@ class Checkpointing:
         covered = replica.checkpoint_log_bytes
         self._running = replica.replica_id
         try:
-            self._engine.commit_state(replica, self._engine.clock.monotonic_ns())
+            self._engine.commit_state(replica, self._engine.clock.monotonic_ns(), complete=True)
             replica.state.begin_checkpoint(meta, lambda result: self._on_checkpoint(replica, covered, result))
         except StateLost as error:
             self._running = NO_REPLICA

@@ -113,7 +113,6 @@ class Engine:
         self.draining = False
         self.strangers = 0
         """Messages for a replica that is not here."""
-        self.leader_changes = 0
         self.replicas: dict[ReplicaId, Replica] = {}
         self.network = network
         self.router = Router(
@@ -122,6 +121,7 @@ class Engine:
             places=self,
             forward=self._forward,
             touch=self.touch,
+            damaged=self.rebuild,
             wake=self._schedule,
         )
         self.wal = wal
@@ -178,10 +178,16 @@ class Engine:
         """From what is durable to a running replica: checkpoint or clean live state, then the log after it."""
         log = self.wal.log(replica_id)
         state = self._open_state(replica_id, shard)
-        opened = state.open(log_first=log.first_index())
         machine = None
         applied = Index(0)
         configuration = Configuration()
+        opened = None
+        try:
+            opened = state.open(log_first=log.first_index())
+        except Corruption as damage:
+            # The log and the vote are intact. The core sees a log that begins after the state and asks its leader for a
+            # snapshot; until that is installed it votes and acknowledges, but neither campaigns nor serves.
+            self.observer.event("state_lost", shard=shard, replica=replica_id, reason=str(damage))
         if opened is not None:
             machine = Machine(opened.records, self._limits)
             applied = machine.applied_index
@@ -189,12 +195,6 @@ class Engine:
             newest = state.newest()
             if newest is not None:
                 log.set_snapshot(newest)
-            if applied + 1 < log.first_index():
-                raise Corruption(
-                    f"shard {shard}, replica {replica_id}: the newest usable state ends at index {applied}, "
-                    f"but its log begins at {log.first_index()}: entries between them are missing. "
-                    "Remove this replica and add a new one (`raftcache shard replicas move`)."
-                )
             if log.term(applied) != machine.applied_term:
                 # A crash came between installing a snapshot and the log's record of it: finish the installation.
                 assert newest is not None and newest.index == applied, f"state at {applied} is not in the log"
@@ -339,6 +339,9 @@ class Engine:
                 ready = replica.raft.ready()
                 self._dispatch(replica, ready, now_ns)
                 self._group.append((replica, ready))
+            if replica.raft.role is not replica.known_role:
+                replica.known_role = replica.raft.role
+                replica.elections += replica.known_role is Role.CANDIDATE
             if replica.raft.leader != replica.known_leader:
                 self._on_leader_change(replica)
         except (Corruption, StateLost) as error:
@@ -394,11 +397,14 @@ class Engine:
         if replica.shard == CATALOG_SHARD:
             self._read_directory(replica)
 
-    def commit_state(self, replica: Replica, now_ns: int) -> None:
-        """Commits the live environment, unsynced: the log is what is durable. Raises: `StateLost`."""
+    def commit_state(self, replica: Replica, now_ns: int, *, complete: bool = False) -> None:
+        """Commits the live environment, unsynced: the log is what is durable. Raises: `StateLost`.
+
+        `complete` is for a checkpoint: sessions and slot hashes go with the data then.
+        """
         assert replica.machine is not None, f"replica {replica.replica_id} has no state to commit"
         started_ns = self.clock.monotonic_ns()
-        replica.machine.flush()
+        replica.machine.flush(complete=complete)
         replica.state.commit()
         self.observer.committed(self.clock.monotonic_ns() - started_ns)
         replica.uncommitted_commands = replica.uncommitted_bytes = 0
@@ -411,10 +417,9 @@ class Engine:
         group, self._group = self._group, []
         writes, self._side_writes = self._side_writes, []
         for replica, ready in group:
-            if ready.must_sync:
-                writes.append(
-                    ReplicaWrite(replica.replica_id, ready.entries, ready.hard_state, snapshot=ready.snapshot)
-                )
+            snapshot = None if ready.snapshot_keeps_log else ready.snapshot
+            if ready.entries or ready.hard_state is not None or snapshot is not None:
+                writes.append(ReplicaWrite(replica.replica_id, ready.entries, ready.hard_state, snapshot=snapshot))
         if not writes:
             self._persisted(group)
             return
@@ -573,7 +578,7 @@ class Engine:
 
     def _on_leader_change(self, replica: Replica) -> None:
         replica.known_leader = replica.raft.leader
-        self.leader_changes += 1
+        replica.leader_changes += 1
         self.observer.event(
             "leader_changed", shard=replica.shard, term=replica.raft.term, leader=replica.raft.leader
         )

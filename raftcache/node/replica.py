@@ -78,6 +78,10 @@ class Replica:
         self.committed_ns = 0
         self.known_leader = ReplicaId(0)
         """The leader at the engine's last look; a change of it wakes parked requests."""
+        self.known_role = Role.FOLLOWER
+        self.leader_changes = 0
+        self.elections = 0
+        """Campaigns of this replica; pre-votes do not count."""
         self.commands_applied = 0
         self.proposals_failed = 0
         self.snapshot_incoming = False

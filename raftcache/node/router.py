@@ -17,6 +17,7 @@ from typing import Protocol
 
 from raftcache.clock import Clock
 from raftcache.errors import (
+    Corruption,
     DeadlineExpired,
     NotLeader,
     OutcomeUnknown,
@@ -83,6 +84,7 @@ class Router:
         places: Places,
         forward: Forward,
         touch: Callable[[Replica], None],
+        damaged: Callable[[Replica, str], None],
         wake: Callable[[], None],
     ) -> None:
         self._settings = settings
@@ -90,11 +92,14 @@ class Router:
         self._places = places
         self._forward = forward
         self._touch = touch
+        self._damaged = damaged
         self._wake = wake
         self._parked: dict[ShardId, deque[Waiting]] = {}
         self._outbox: dict[ReplySink, list[Reply]] = {}
         self.in_flight = 0
         self.in_flight_bytes = 0
+        self.overloaded = 0
+        """Requests refused because a limit was reached."""
         self.forwarded = 0
         """Requests sent on to another node since the start."""
         self.refusing = ""
@@ -123,6 +128,7 @@ class Router:
         self._wake()
 
     def _overloaded(self) -> Overloaded:
+        self.overloaded += 1
         settings = self._settings
         return Overloaded(
             f"this node has {self.in_flight - 1} requests of {self.in_flight_bytes} bytes in flight; "
@@ -180,7 +186,12 @@ class Router:
             machine = replica.machine
             age_ms = (now_ns - replica.level_ns) // 1_000_000 if not replica.leads else 0
             for request, sink in waiting:
-                self._deliver(request, sink, replica.read(request, machine, machine.applied_index, age_ms))
+                try:
+                    reply = replica.read(request, machine, machine.applied_index, age_ms)
+                except Corruption as error:
+                    self._damaged(replica, str(error))
+                    reply = Reply(request.token, Unavailable(f"this node's replica of shard {shard} is damaged"), shard)
+                self.settle(request, sink, reply)
             return
         nearest = self._places.nearest_node(shard)
         for request, sink in waiting:

@@ -1,0 +1,63 @@
+"""What the node shows when it is scraped: plain numbers read off the engine at that moment."""
+
+from raftcache.ids import NO_REPLICA
+from raftcache.node.host import Host
+from raftcache.node.replica import Replica
+from raftcache.node.status import ROLE_NAMES
+from raftcache.telemetry.samples import NodeSample, PeerSample, ShardSample
+from raftcache.transport.peers import PeerNetwork
+
+
+def sample(host: Host, network: PeerNetwork, disk_free_bytes: int) -> NodeSample:
+    """The node now; before it belongs to a cluster, only its disk."""
+    engine = host.engine
+    if engine is None:
+        return NodeSample(disk_free_bytes=disk_free_bytes)
+    return NodeSample(
+        shards=[_shard(replica) for replica in engine.replicas.values()],
+        peers=_peers(network),
+        disk_free_bytes=disk_free_bytes,
+        wal_bytes=engine.wal.total_bytes(),
+        in_flight_requests=engine.router.in_flight,
+        in_flight_bytes=engine.router.in_flight_bytes,
+        forwarded=engine.router.forwarded,
+        overloaded=engine.router.overloaded,
+    )
+
+
+def _shard(replica: Replica) -> ShardSample:
+    raft = replica.raft
+    lags = [raft.last_index - raft.progress[peer].match for peer in raft.configuration.voters if peer in raft.progress]
+    role = ROLE_NAMES[raft.role]
+    if replica.replica_id in raft.configuration.learners:
+        role = "learner"
+    return ShardSample(
+        shard=replica.shard,
+        role="stopped" if replica.stopped else role,
+        has_leader=raft.leader != NO_REPLICA,
+        term=raft.term,
+        commit_index=raft.commit,
+        applied_index=raft.applied,
+        last_index=raft.last_index,
+        leader_changes=replica.leader_changes,
+        elections=replica.elections,
+        proposals_applied=replica.commands_applied,
+        proposals_failed=replica.proposals_failed,
+        proposals_pending=replica.proposals_pending(),
+        follower_lag_entries=max(lags, default=0) if replica.leads else 0,
+        records=replica.machine.record_count if replica.machine is not None else 0,
+    )
+
+
+def _peers(network: PeerNetwork) -> list[PeerSample]:
+    return [
+        PeerSample(
+            peer=str(node),
+            connected=state.connected,
+            send_failures=state.dropped,
+            queue_bytes=state.bytes_waiting,
+            sent_bytes=state.traffic.sent_bytes,
+            received_bytes=state.traffic.received_bytes,
+        )
+        for node, state in network.states().items()
+    ]
