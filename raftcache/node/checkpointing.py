@@ -78,8 +78,8 @@ class Checkpointing:
             if replica.leads and replica.raft.checkpoint_wanted > (newest.index if newest is not None else 0):
                 # A follower needs a snapshot, and there is none that its log could go on from.
                 return replica
-        if engine.wal.total_bytes() > engine.settings.log_bytes_max:
-            pinning = engine.wal.pinning_replica()
+        if engine.wal.log_bytes > engine.settings.log_bytes_max:
+            pinning = engine.wal.pinned_by()
             for replica in candidates:
                 if replica.replica_id == pinning and replica.checkpoint_log_bytes > 0:
                     return replica

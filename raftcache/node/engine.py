@@ -19,12 +19,13 @@ Invariant: a promise (vote, acknowledgement) never leaves before the sync that c
 
 from __future__ import annotations
 
+import contextlib
 import random as random_module
 from collections.abc import Callable
 from typing import NoReturn, Protocol
 
 from raftcache.clock import Clock
-from raftcache.errors import Corruption, RaftCacheError, Unavailable
+from raftcache.errors import Corruption, RaftCacheError, StorageFull, Unavailable
 from raftcache.ids import CATALOG_SHARD, NO_REPLICA, Index, NodeId, ReplicaId, ShardId
 from raftcache.kv.limits import KvLimits
 from raftcache.kv.machine import Machine
@@ -52,6 +53,8 @@ from raftcache.raft.messages import (
 from raftcache.storage.state import StateLost, StateStore
 from raftcache.storage.wal import ReplicaWrite, Wal
 
+KEEP_LOG_TICKS = 10
+"""The log is kept about once a second: a few unlinks, and one fdatasync where something was written since."""
 ROUNDS_PER_TURN_MAX = 4
 """Rounds of one turn: propose, persist, commit of a one-voter group, apply. The rest waits until the loop has done I/O."""
 
@@ -103,6 +106,7 @@ class Engine:
         directory: Directory,
         on_directory: Callable[[Directory], None],
         fatal: Callable[[str], NoReturn],
+        disk_free: Callable[[], int],
     ) -> None:
         self.node = node
         self.settings = settings
@@ -131,6 +135,7 @@ class Engine:
         self._open_state = open_state
         self._scheduler = scheduler
         self._random = random
+        self._disk_free = disk_free
         self._on_directory = on_directory
         self._by_shard: dict[ShardId, Replica] = {}
         self._replica_nodes: dict[ReplicaId, NodeId] = {}
@@ -144,6 +149,9 @@ class Engine:
         self._turn_scheduled = False
         self._in_turn = False
         self._sync_mean_ns = 0
+        self._full = False
+        """The log has no room: the group waits for the next tick."""
+        self._preallocating = False
         self._ticks = 0
 
     # --- Life ---------------------------------------------------------------------------------------------------------
@@ -161,11 +169,8 @@ class Engine:
         self.router.flush()
         for replica in self.replicas.values():
             if replica.machine is not None and not replica.stopped:
-                machine = replica.machine
-                machine.flush()
-                replica.state.close_clean(
-                    index=machine.applied_index, term=machine.applied_term, state_hash=machine.state_hash
-                )
+                replica.machine.flush()
+                replica.state.close_clean()
         self.wal.close()
 
     def submit(self, requests: list[Request], sink: ReplySink) -> None:
@@ -181,15 +186,15 @@ class Engine:
         machine = None
         applied = Index(0)
         configuration = Configuration()
-        opened = None
+        records = None
         try:
-            opened = state.open(log_first=log.first_index())
+            records = state.open()
         except Corruption as damage:
             # The log and the vote are intact. The core sees a log that begins after the state and asks its leader for a
             # snapshot; until that is installed it votes and acknowledges, but neither campaigns nor serves.
             self.observer.event("state_lost", shard=shard, replica=replica_id, reason=str(damage))
-        if opened is not None:
-            machine = Machine(opened.records, self._limits)
+        if records is not None:
+            machine = Machine(records, self._limits)
             applied = machine.applied_index
             configuration = decode_configuration(machine.configuration)
             newest = state.newest()
@@ -272,7 +277,7 @@ class Engine:
             if self.replicas.get(replica.replica_id) is not replica:
                 return
             self._group = [(other, ready) for other, ready in self._group if other is not replica]
-            replica.state.close()
+            replica.state.discard_live()
             try:
                 self._open_replica(replica.replica_id, replica.shard)
             except (Corruption, StateLost) as error:
@@ -310,12 +315,12 @@ class Engine:
                 wall_ms = self.clock.wall_ms()
                 for replica in touched.values():
                     self._step_replica(replica, now_ns, wall_ms)
-                if not self._syncing:
+                if not self._syncing and not self._full:
                     self._persist()
         finally:
             self._in_turn = False
         if not self._syncing:
-            if self._group or self._side_writes:
+            if (self._group or self._side_writes) and not self._full:
                 self._persist()
             while self._between_syncs and not self._syncing:
                 self._between_syncs.pop(0)()
@@ -376,7 +381,7 @@ class Engine:
         """A received snapshot becomes the live state; its file is durable already, the log's record of it comes with the sync."""
         assert ready.snapshot is not None, "only called with a snapshot"
         replica.abandon_through(ready.snapshot.index)
-        replica.machine = Machine(replica.state.install(ready.snapshot).records, self._limits)
+        replica.machine = Machine(replica.state.install(ready.snapshot), self._limits)
         assert replica.machine.applied_index == ready.snapshot.index, (
             f"snapshot {ready.snapshot.index} holds the state at {replica.machine.applied_index}"
         )
@@ -425,8 +430,12 @@ class Engine:
             return
         # The leader sends while it writes; it counts itself only when durable (thesis §10.2.1).
         self.network.flush()
+        try:
+            self.wal.write(writes)
+        except StorageFull as full:
+            self._hold_back(group, full)
+            return
         self._observe_write(group)
-        self.wal.write(writes)
         started_ns = self.clock.monotonic_ns()
         if self._sync_mean_ns <= self.settings.sync_inline_below_ns:
             self.wal.sync()
@@ -434,6 +443,17 @@ class Engine:
         else:
             self._syncing = True
             self._scheduler.run_blocking(self.wal.sync, lambda: self._on_synced(group, started_ns))
+
+    def _hold_back(self, group: list[tuple[Replica, Ready]], full: StorageFull) -> None:
+        """No room in the log and none to be had: nothing of the group is promised to anybody until there is.
+
+        The node refuses writes and hands its leaderships to nodes with room; what it holds is tried again each tick.
+        """
+        self._group = group + self._group
+        if not self.router.refusing:
+            self.observer.event("disk_low", reason=full.message)
+        self.router.refusing = full.message
+        self._full = True
 
     def _observe_write(self, group: list[tuple[Replica, Ready]]) -> None:
         entries = commands = size = 0
@@ -530,9 +550,46 @@ class Engine:
                 self._touched[replica.replica_id] = replica
         self.router.expire(now_ns)
         self.router.unpark_all()
+        self._keep_log()
         self.checkpointing.tick()
         self.keeper.tick()
         self._schedule()
+
+    def _keep_log(self) -> None:
+        """Room ahead in the log, segments that nobody needs, and a mark that vouches for the last batch of a busy time."""
+        if self._full:
+            self._full = False
+        if self.wal.wants_spare and not self._preallocating:
+            self._preallocating = True
+            self._scheduler.run_blocking(self._preallocate, self._on_preallocated)
+        if self._ticks % KEEP_LOG_TICKS == 0:
+            self._check_disk()
+            self.between_syncs(self.wal.collect)
+            self.between_syncs(self.wal.mark_synced)
+
+    def _check_disk(self) -> None:
+        """Below the floor writes are refused and leadership goes to nodes with room; votes and reads go on."""
+        low = self.wal.full or self._full or self._disk_free() < self.settings.disk_free_bytes_min
+        if low and not self.router.refusing:
+            self.router.refusing = (
+                "the disk of this node is full: less than storage.disk_free_bytes_min "
+                f"({self.settings.disk_free_bytes_min} bytes) is free; writes are refused until there is room"
+            )
+            self.observer.event("disk_low", reason=self.router.refusing)
+        elif not low and self.router.refusing:
+            self.router.refusing = ""
+            self.observer.event("disk_recovered")
+        if low:
+            for replica in self.replicas.values():
+                if replica.leads and replica.raft.lead_transferee == NO_REPLICA:
+                    self.transfer(replica)
+
+    def _preallocate(self) -> None:
+        with contextlib.suppress(StorageFull):
+            self.wal.preallocate()
+
+    def _on_preallocated(self) -> None:
+        self._preallocating = False
 
     # --- Places (what the router asks) --------------------------------------------------------------------------------
 

@@ -64,6 +64,6 @@ def create_first_replicas(
         state.bootstrap(
             first_meta(shard), lambda records, shard=shard: write_first_state(records, directory, shard, limits)
         )
-        state.close()
+        state.discard_live()
         wal.create(placed.replica, shard.shard, first_meta(shard))
     wal.sync()

@@ -94,6 +94,7 @@ class Host:
         new_id: Callable[[], int],
         observer: Observer,
         fatal: Callable[[str], NoReturn],
+        disk_free: Callable[[], int],
     ) -> None:
         self.node = entry.node
         self.cluster = cluster
@@ -113,6 +114,7 @@ class Host:
         self._random = random
         self._observer = observer
         self._fatal = fatal
+        self._disk_free = disk_free
 
     # --- Life ---------------------------------------------------------------------------------------------------------
 
@@ -140,6 +142,7 @@ class Host:
             directory=directory,
             on_directory=self._home.save_directory,
             fatal=self._fatal,
+            disk_free=self._disk_free,
         )
         self.engine.start()
         self.on_started(self.engine)

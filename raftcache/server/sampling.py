@@ -17,7 +17,7 @@ def sample(host: Host, network: PeerNetwork, disk_free_bytes: int) -> NodeSample
         shards=[_shard(replica) for replica in engine.replicas.values()],
         peers=_peers(network),
         disk_free_bytes=disk_free_bytes,
-        wal_bytes=engine.wal.total_bytes(),
+        wal_bytes=engine.wal.log_bytes,
         in_flight_requests=engine.router.in_flight,
         in_flight_bytes=engine.router.in_flight_bytes,
         forwarded=engine.router.forwarded,
