@@ -232,7 +232,8 @@ class Raft:
         """Since the leader was heard, a vote was granted or a campaign began; for a leader, since the last quorum check."""
         self._heartbeat_elapsed = 0
         self._transfer_elapsed = 0
-        self._snapshot_request_elapsed = 0
+        self._snapshot_request_pause = 0
+        """Until the next SnapshotRequest, while the state is lost."""
         self.randomized_timeout_ticks = 0
         """Silence after which this replica campaigns; drawn from [T, 2T-1] with every role or term change (Raft §5.2).
         Tests may set it."""
@@ -506,7 +507,7 @@ class Raft:
         if self.role is not Role.FOLLOWER:
             self._become_follower(self.term, NO_REPLICA)
         self._drop_reads()
-        self._snapshot_request_elapsed = 0
+        self._snapshot_request_pause = 0
         self._maybe_request_snapshot()
 
     def report_unreachable(self, peer: ReplicaId) -> None:
@@ -649,10 +650,10 @@ class Raft:
         That a *leader* learns of our higher term also frees a replica that campaigned in vain and can neither win nor
         be heard (etcd #8243): the leader steps down, and the next election is in a term that everybody accepts.
         """
-        to, match_nothing = message.from_, Index(0)
+        to, nothing = message.from_, Index(0)
         match message:
             case Append() | InstallSnapshot():
-                self._owed.messages_after_persist.append(AppendReply(to, self.id, self.term, match_nothing))
+                self._owed.messages_after_persist.append(AppendReply(to, self.id, self.term, nothing, rejected=True))
             case Heartbeat():
                 self._owed.messages_after_persist.append(HeartbeatReply(to, self.id, self.term))
             case RequestVote():
@@ -695,7 +696,7 @@ class Raft:
         self._reset(term)
         self.role = Role.FOLLOWER
         self.leader = leader
-        self._snapshot_request_elapsed = self.config.election_timeout_ticks
+        self._snapshot_request_pause = 0
 
     def _become_pre_candidate(self) -> None:
         """Thesis §9.6: ask first whether an election could be won; neither term nor vote change."""
@@ -734,7 +735,6 @@ class Raft:
             sent_before = self._ticks - self.config.election_timeout_ticks
             self._owed.reads_dropped.extend(self._forwarded.expire(sent_before=sent_before))
         if self.log.state_lost:
-            self._snapshot_request_elapsed += 1
             self._maybe_request_snapshot()
         if self._election_elapsed >= self.randomized_timeout_ticks and self.promotable():
             self.campaign()
@@ -808,7 +808,8 @@ class Raft:
                 return
         if self._heartbeat_elapsed >= self.config.heartbeat_ticks:
             self._heartbeat_elapsed = 0
-            if self.config.lease_reads:
+            if self.config.lease_reads and self.committed_in_own_term():
+                # Every heartbeat is a round, to renew the lease. (Not earlier: it would take waiting reads along.)
                 self._reads.open_round(index=self.log.commit, tick=self._ticks)
                 self._confirm_reads()
             self._broadcast_heartbeat(voters_only=False)
@@ -1213,7 +1214,12 @@ class Raft:
             self.checkpoint_wanted = max(self.checkpoint_wanted, Index(self.log.first_index() - 1))
             return
         progress.become_snapshot(meta.index)
+        self._checkpoint_is_there(meta.index)
         self._owed.messages.append(InstallSnapshot(peer, self.id, self.term, meta))
+
+    def _checkpoint_is_there(self, index: Index) -> None:
+        if index >= self.checkpoint_wanted:
+            self.checkpoint_wanted = Index(0)
 
     def _on_snapshot_request(self, message: SnapshotRequest) -> None:
         """A follower has lost its state. Replication to it goes on: its log is intact, its acknowledgements count."""
@@ -1228,13 +1234,18 @@ class Raft:
             self.checkpoint_wanted = max(self.checkpoint_wanted, message.min_index)
             return  # it asks again
         progress.snapshot_requested = True
+        self._checkpoint_is_there(meta.index)
         self._owed.messages.append(InstallSnapshot(message.from_, self.id, self.term, meta))
 
     def _maybe_request_snapshot(self) -> None:
+        """Asks at once, and again with every election timeout: the request may be lost, or the leader too poor."""
         if self.role is not Role.FOLLOWER or self.leader == NO_REPLICA or self.log.restoring:
             return
-        if self._snapshot_request_elapsed % self.config.election_timeout_ticks == 0:
-            self._owed.messages.append(SnapshotRequest(self.leader, self.id, self.term, self._snapshot_wanted))
+        if self._snapshot_request_pause > 0:
+            self._snapshot_request_pause -= 1
+            return
+        self._snapshot_request_pause = self.config.election_timeout_ticks
+        self._owed.messages.append(SnapshotRequest(self.leader, self.id, self.term, self._snapshot_wanted))
 
     def _on_install_snapshot(self, message: InstallSnapshot) -> None:
         self._follow(message.from_)

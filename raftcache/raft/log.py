@@ -25,6 +25,10 @@ from typing import Protocol
 from raftcache.ids import Index, Term
 from raftcache.raft.messages import Entry, SnapshotMeta
 
+RECENT_BYTES_MAX = 16 << 20
+"""Entries that are durable but not yet handed out for apply stay in memory up to twice the in-flight window of a leader
+(8 MiB); beyond that, or while nothing can be applied, they are read back from storage when their turn comes."""
+
 
 class LogReader(Protocol):
     """What the core reads of the durable log."""
@@ -65,6 +69,7 @@ class RaftLog:
 
     __slots__ = (
         "_recent",
+        "_recent_bytes",
         "_restoring",
         "_restoring_keeps_log",
         "_restoring_taken",
@@ -92,6 +97,7 @@ class RaftLog:
         self.offset: Index = Index(last + 1)
         """Index of `_recent[0]`; below it, storage is the log."""
         self._recent: list[Entry] = []
+        self._recent_bytes = 0
         self.handed: Index = last
         """The last entry handed out to be written."""
         self.durable: Index = last
@@ -183,6 +189,7 @@ class RaftLog:
         assert last.index == self.last_index + len(entries), f"a gap in [{first.index}, {last.index}]"
         assert first.term >= self.last_term, f"term goes back from {self.last_term} to {first.term} at {first.index}"
         self._recent += entries
+        self._recent_bytes += _size(entries)
         self.last_index = last.index
         self.last_term = last.term
 
@@ -198,6 +205,7 @@ class RaftLog:
             self.offset = index
         else:
             del self._recent[index - self.offset :]
+        self._recent_bytes = _size(self._recent)
         keep = Index(index - 1)
         self.last_index, self.last_term = keep, term
         self._cut_durability(keep)
@@ -223,6 +231,7 @@ class RaftLog:
         self._cut_durability(min(self.commit, meta.index))
         self.handed = meta.index
         self._recent = []
+        self._recent_bytes = 0
         self.offset = Index(meta.index + 1)
         self.last_index, self.last_term = meta.index, meta.term
         self.commit = meta.index
@@ -322,7 +331,15 @@ class RaftLog:
 
     def _trim(self) -> None:
         """Recent entries that are durable and handed out for apply can be read from storage, should anybody need them."""
-        done = min(self.durable, self.applying) + 1 - self.offset
-        if done > 0:
-            del self._recent[:done]
-            self.offset = Index(self.offset + done)
+        through = min(self.durable, self.applying)
+        if self._recent_bytes > RECENT_BYTES_MAX or self.state_lost:
+            through = self.durable
+        count = through + 1 - self.offset
+        if count > 0:
+            self._recent_bytes -= _size(self._recent[:count])
+            del self._recent[:count]
+            self.offset = Index(self.offset + count)
+
+
+def _size(entries: list[Entry]) -> int:
+    return sum([len(entry.data) for entry in entries])
