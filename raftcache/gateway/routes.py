@@ -4,10 +4,12 @@ The node implements `Routes` from its directory and from what its replicas know 
 old: the truth is in each shard's own state machine and log, and a wrong route ends in a definite error.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from raftcache.ids import ClusterId, NodeId, ShardId
+from raftcache.node.directory import Directory
 
 
 class Hint(NamedTuple):
@@ -61,3 +63,44 @@ class Routes(Protocol):
     def hint(self, shard: ShardId) -> Hint | None:
         """For the header of each reply: None where this node leads `shard`, or no leader is known. Cheap."""
         ...
+
+
+class DirectoryRoutes:
+    """`Routes` from the node's copy of the directory and what it knows of leaders."""
+
+    def __init__(
+        self,
+        directory: Callable[[], Directory],
+        leader_node: Callable[[ShardId], NodeId | None],
+        this_node: NodeId,
+    ) -> None:
+        self._directory = directory
+        self._leader_node = leader_node
+        self._this_node = this_node
+
+    def table(self) -> RoutingTable:
+        """The table as of now."""
+        directory = self._directory()
+        shards = tuple(
+            ShardRoute(
+                shard.shard,
+                shard.ranges,
+                self._leader_node(shard.shard) or NodeId(0),
+                tuple(replica.node for replica in shard.replicas if replica.membership != "joining"),
+            )
+            for _, shard in sorted(directory.shards.items())
+            if shard.ranges
+        )
+        nodes = tuple(
+            NodeRoute(node.node, node.name, node.client_address) for _, node in sorted(directory.nodes.items())
+        )
+        return RoutingTable(directory.epoch, directory.cluster, self._this_node, shards, nodes)
+
+    def hint(self, shard: ShardId) -> Hint | None:
+        """Where the leader is, if not here."""
+        leader = self._leader_node(shard)
+        if leader is None or leader == self._this_node:
+            return None
+        directory = self._directory()
+        node = directory.nodes.get(leader)
+        return None if node is None else Hint(node.client_address, directory.epoch)

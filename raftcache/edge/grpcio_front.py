@@ -1,0 +1,445 @@
+"""The first front: grpcio's asyncio server.
+
+    grpc.aio ─ one coroutine per call ─► _calls ─ once per loop turn ─► handlers
+                     future of the call ◄─ deliver ◄──────────────────────┘
+
+Rules of this file:
+- grpcio is known here and nowhere above: what leaves it are bytes, deadlines and `Peer`s;
+- the one future per call lives and dies here. All calls of one loop turn are handed over in one list for each service;
+- methods are found by a generic handler, with raw bytes both ways. No interceptors, and no methods registered with the
+  core: each would cost every call something (for registered ones, a task that is waited on beside all the others);
+- streams are async generators: interceptors that wrap the server from outside break the other style.
+
+Limits: calls in flight, streams per connection, connections and message size. grpcio refuses the last three by itself, without
+our details: a message beyond `message_bytes_max` is RESOURCE_EXHAUSTED, a connection beyond `connections_max` is closed.
+
+Caveats: grpcio turns a caller's timeout into a wall-clock time and back, so a wall clock that is set makes the deadlines of
+calls in flight wrong by as much. It costs some 125 us per call, whatever is done here.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from raftcache.clock import NS_PER_SECOND, Clock
+from raftcache.edge.front import (
+    NO_DEADLINE,
+    Answer,
+    AwaitedMethod,
+    Call,
+    Handlers,
+    Refusal,
+    Stream,
+    StreamService,
+    UnaryService,
+)
+from raftcache.errors import ConfigError, Overloaded, Unavailable
+
+DETAILS_TRAILER = "grpc-status-details-bin"
+
+LIVENESS = "liveness"
+READINESS = "readiness"
+"""Names of the health service beside "" and the services' own."""
+
+KEEPALIVE_TIME_MS = 60_000
+KEEPALIVE_TIMEOUT_MS = 20_000
+"""An idle connection whose peer vanished without a word is found and freed within this sum."""
+PING_INTERVAL_MIN_MS = 5_000
+"""How often clients may ping: they need 20 to 30 s through NAT and load balancers, and grpcio's default, 5 min, would
+cut them off as abusive."""
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+_MethodHandler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM data of the client port."""
+
+    certificate_chain: bytes
+    private_key: bytes
+    client_authorities: bytes = b""
+    """Set: clients must show a certificate of one of these (mutual TLS)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcFrontConfig:
+    """Where to listen, and the limits."""
+
+    address: str
+    """`host:port`; port 0 takes any free one."""
+    message_bytes_max: int
+    """Of one received message: what the gateway accepts, and some more, so that the gateway's refusal with its details
+    reaches those who are only a little above."""
+    in_flight_max: int = 20_000
+    """Calls and open streams; `limits.in_flight_requests_max`."""
+    connections_max: int = 10_000
+    """`limits.connections_max`."""
+    streams_per_connection_max: int = 1_000
+    """Calls of one connection at a time; the rest waits in the client. etcd leaves it open; grpc-java uses 100 to 1,000."""
+    reflection: bool = True
+    tls: TlsFiles | None = None
+
+
+class GrpcioPeer:
+    """Who calls, as grpcio tells it."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: _Context) -> None:
+        self._context = context
+
+    @property
+    def address(self) -> str:
+        """As in `ipv4:127.0.0.1:40000`."""
+        return self._context.peer()
+
+    @property
+    def identities(self) -> Sequence[str]:
+        """Subject alternative names, or else the common name."""
+        return [identity.decode("utf-8", "replace") for identity in self._context.peer_identities() or ()]
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        """The call's metadata."""
+        return {str(key): value for key, value in self._context.invocation_metadata() or ()}
+
+
+class GrpcFront:
+    """A grpcio server over `Handlers`. Is the `CallSink` of its calls."""
+
+    def __init__(self, handlers: Handlers, config: GrpcFrontConfig, clock: Clock) -> None:
+        self._handlers = handlers
+        self._config = config
+        self._clock = clock
+        self._submits: dict[int, Callable[[list[Call]], None]] = {}
+        """By `id` of the service, which the handlers keep alive."""
+        for service in handlers.unary.values():
+            if id(service) not in self._submits:
+                self._submits[id(service)] = service.attach(self)
+        self._calls: dict[int, list[Call]] = {}
+        """Calls of this loop turn, by service; empty = no flush is scheduled."""
+        self._streams: set[_GrpcioStream] = set()
+        self._in_flight = 0
+        self._stopping = False
+        self._server: grpc.aio.Server | None = None
+        self._health: Any = None  # grpc_health has no types
+        self.port = 0
+        """The port that is listened on; 0 before `start`."""
+
+    @property
+    def in_flight(self) -> int:
+        """Calls and streams that are not answered."""
+        return self._in_flight
+
+    async def start(self) -> None:
+        """Listens. Nothing is reported healthy but liveness until `set_serving`.
+
+        Raises: `ConfigError` if the address cannot be listened on (in use, not of this machine, not allowed).
+        """
+        config = self._config
+        server = grpc.aio.server(options=_options(config))
+        self._health = health.aio.HealthServicer()
+        for name in ("", *self._handlers.services, READINESS):
+            await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        generic: list[grpc.GenericRpcHandler] = [_Methods(self._method_handlers())]
+        registry = _GenericOnly(generic)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, registry)
+        if config.reflection:
+            names = (*self._handlers.services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+                reflection.aio.ReflectionServicer(names), registry
+            )
+        server.add_generic_rpc_handlers(tuple(generic))
+        try:
+            if config.tls is None:
+                self.port = server.add_insecure_port(config.address)
+            else:
+                self.port = server.add_secure_port(config.address, _credentials(config.tls))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"cannot listen on {config.address} for clients: {error}. Is the port in use by another process?",
+                metadata={"setting": "listen.client"},
+            ) from error
+        await server.start()
+        self._server = server
+
+    async def set_serving(self, serving: bool, *names: str) -> None:
+        """Sets the health of `names`; of the services, "" and readiness if none is given. Liveness is never tied to them."""
+        status = health_pb2.HealthCheckResponse
+        for name in names or ("", *self._handlers.services, READINESS):
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Says goodbye (GOAWAY), finishes what is in flight for up to `grace_s` seconds, cuts off the rest.
+
+        Health turns to not serving first; streams are drained: what was read from them is answered, then they end.
+        """
+        server, self._server = self._server, None
+        if server is None:
+            return
+        self._stopping = True
+        await self._health.enter_graceful_shutdown()
+        for stream in list(self._streams):
+            stream.drain()
+        await server.stop(grace_s)
+
+    # --- Unary calls --------------------------------------------------------------------------------------------------
+
+    def deliver(self, answers: list[Answer]) -> None:
+        """Wakes the calls' coroutines."""
+        for call, answer in answers:
+            future = call.token
+            assert isinstance(future, asyncio.Future), f"the token of a call came back as {future!r}"
+            # A caller that hung up has cancelled its future.
+            if not future.done():
+                future.set_result(answer)
+
+    def _flush(self) -> None:
+        calls, self._calls = self._calls, {}
+        for service, batch in calls.items():
+            self._submits[service](batch)
+
+    def _method_handlers(self) -> dict[str, _MethodHandler]:
+        handlers: dict[str, _MethodHandler] = {}
+        for method, service in self._handlers.unary.items():
+            handlers[method] = grpc.unary_unary_rpc_method_handler(self._unary(method, service))
+        for method, awaited in self._handlers.awaited.items():
+            handlers[method] = grpc.unary_unary_rpc_method_handler(self._awaited(method, awaited))
+        for method, streamed in self._handlers.streams.items():
+            handlers[method] = grpc.stream_stream_rpc_method_handler(self._stream(method, streamed))
+        return handlers
+
+    def _unary(self, method: str, service: UnaryService) -> Callable[..., Any]:
+        key, loop = id(service), asyncio.get_running_loop()
+        in_flight_max, monotonic_ns = self._config.in_flight_max, self._clock.monotonic_ns
+
+        async def handle(message: bytes, context: _Context) -> bytes:
+            if self._in_flight >= in_flight_max:
+                await self._refuse(context, self._overloaded())
+            deadline_ns = _deadline_ns(context.time_remaining(), monotonic_ns())
+            future: asyncio.Future[bytes | Refusal] = loop.create_future()
+            if not self._calls:
+                loop.call_soon(self._flush)
+            self._calls.setdefault(key, []).append(Call(method, message, deadline_ns, GrpcioPeer(context), future))
+            self._in_flight += 1
+            try:
+                answer = await future
+            finally:
+                self._in_flight -= 1
+            if isinstance(answer, Refusal):
+                await self._refuse(context, answer)
+            assert isinstance(answer, bytes), answer
+            return answer
+
+        return handle
+
+    def _awaited(self, method: str, awaited: AwaitedMethod) -> Callable[..., Any]:
+        async def handle(message: bytes, context: _Context) -> bytes:
+            if self._in_flight >= self._config.in_flight_max:
+                await self._refuse(context, self._overloaded())
+            self._in_flight += 1
+            try:
+                answer = await awaited(self._call(method, message, context))
+            finally:
+                self._in_flight -= 1
+            if isinstance(answer, Refusal):
+                await self._refuse(context, answer)
+            assert isinstance(answer, bytes), answer
+            return answer
+
+        return handle
+
+    def _call(self, method: str, message: bytes, context: _Context) -> Call:
+        deadline_ns = _deadline_ns(context.time_remaining(), self._clock.monotonic_ns())
+        return Call(method, message, deadline_ns, GrpcioPeer(context), None)
+
+    def _overloaded(self) -> Refusal:
+        limit = self._config.in_flight_max
+        return self._handlers.refusal(
+            Overloaded(
+                f"this node has {self._in_flight} calls in flight; limits.in_flight_requests_max is {limit}: retry later",
+                metadata={"setting": "limits.in_flight_requests_max", "limit": str(limit)},
+            )
+        )
+
+    async def _refuse(self, context: _Context, refusal: Refusal) -> None:
+        """Ends the call; raises what grpcio ends coroutines with."""
+        trailers = ((DETAILS_TRAILER, refusal.details),) if refusal.details else ()
+        await context.abort(_CODES[refusal.code], refusal.message, trailers)
+
+    # --- Streams ------------------------------------------------------------------------------------------------------
+
+    def _stream(self, method: str, service: StreamService) -> Callable[..., Any]:
+        async def handle(requests: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
+            if self._in_flight >= self._config.in_flight_max:
+                await self._refuse(context, self._overloaded())
+            if self._stopping:
+                await self._refuse(context, self._handlers.refusal(Unavailable("this node is stopping")))
+            stream = _GrpcioStream()
+            stream.open(service.open(self._call(method, b"", context), stream))
+            self._streams.add(stream)
+            self._in_flight += 1
+            # The one task outside of a TaskGroup: a generator must not hold a group open across a `yield`. It is named,
+            # held here, and ends with the stream in every case.
+            reader = asyncio.get_running_loop().create_task(stream.read(requests), name=f"read {method}")
+            try:
+                # grpcio only drops the generator of a call that was cut off; its `finally` may run much later.
+                on_done: Any = partial(_cut_off, stream, reader)  # the stubs ask for a parameter's name
+                context.add_done_callback(on_done)
+                while await stream.has_outgoing():
+                    yield stream.next_outgoing()
+                    stream.taken()
+            finally:
+                stream.cut_off(reader)
+                self._streams.discard(stream)
+                self._in_flight -= 1
+            if stream.refusal is not None:
+                await self._refuse(context, stream.refusal)
+
+        return handle
+
+
+class _GrpcioStream:
+    """One stream between grpcio's coroutines and the handlers. Is the `StreamSink` of its `Stream`."""
+
+    def __init__(self) -> None:
+        self._handler: Stream | None = None
+        self._outgoing: deque[bytes] = deque()
+        self._wake_writer = asyncio.Event()
+        self._wake_reader = asyncio.Event()
+        self._finished = False
+        self.refusal: Refusal | None = None
+        """How the stream ends, once it is finished."""
+
+    def open(self, handler: Stream) -> None:
+        """Joins the handler's end, which was made with this one."""
+        self._handler = handler
+
+    def send(self, messages: list[bytes]) -> None:
+        """Queues messages; bounded by the handler's window."""
+        self._outgoing.extend(messages)
+        self._wake_writer.set()
+
+    def finish(self, refusal: Refusal | None) -> None:
+        """Ends the stream behind what is queued."""
+        self.refusal = refusal
+        self._finished = True
+        self._wake_writer.set()
+
+    def resume(self) -> None:
+        """The window has room again."""
+        self._wake_reader.set()
+
+    def drain(self) -> None:
+        """The server is stopping."""
+        assert self._handler is not None
+        self._handler.drain()
+
+    def cut_off(self, reader: asyncio.Task[None]) -> None:
+        """The stream is over, whatever the reason."""
+        assert self._handler is not None
+        reader.cancel()
+        self._handler.cancel()
+
+    async def read(self, requests: AsyncIterator[bytes]) -> None:
+        """Reads while the window has room; runs as a task of its own."""
+        handler = self._handler
+        assert handler is not None
+        try:
+            async for message in requests:
+                handler.receive([message])
+                while not handler.reading and not self._finished:
+                    self._wake_reader.clear()
+                    await self._wake_reader.wait()
+        except (grpc.aio.AbortError, grpc.aio.UsageError):
+            # The call ended while a read was under way; its own coroutine knows how.
+            return
+        handler.half_close()
+
+    async def has_outgoing(self) -> bool:
+        """Waits for a message to send; false when the stream is finished and all are sent."""
+        while not self._outgoing:
+            if self._finished:
+                return False
+            self._wake_writer.clear()
+            await self._wake_writer.wait()
+        return True
+
+    def next_outgoing(self) -> bytes:
+        """The message to send next."""
+        return self._outgoing.popleft()
+
+    def taken(self) -> None:
+        """grpcio has taken the last one."""
+        assert self._handler is not None
+        self._handler.sent(1)
+
+
+class _Methods(grpc.GenericRpcHandler):
+    """Finds methods by their full names."""
+
+    def __init__(self, handlers: dict[str, _MethodHandler]) -> None:
+        self._handlers = handlers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "_MethodHandler | None":
+        return self._handlers.get(handler_call_details.method)
+
+
+class _GenericOnly:
+    """What generated `add_..._to_server` functions see in place of a server: keeps their generic handlers alone.
+
+    They would also register each method with the core, for which grpcio's server waits in a task per method.
+    """
+
+    def __init__(self, handlers: list[grpc.GenericRpcHandler]) -> None:
+        self._handlers = handlers
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._handlers.extend(generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
+        return
+
+
+def _cut_off(stream: _GrpcioStream, reader: asyncio.Task[None], _: object) -> None:
+    stream.cut_off(reader)
+
+
+def _deadline_ns(remaining_s: float | None, now_ns: int) -> int:
+    # grpcio's stubs do not say so, but a call without a deadline has None left.
+    return NO_DEADLINE if remaining_s is None else now_ns + int(remaining_s * NS_PER_SECOND)
+
+
+def _options(config: GrpcFrontConfig) -> list[tuple[str, int]]:
+    return [
+        # A second process on the same port would silently take half of the connections.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", config.message_bytes_max),
+        # Replies are bounded by the limits of their requests; a second bound could only cut off what was agreed.
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", config.streams_per_connection_max),
+        ("grpc.max_allowed_incoming_connections", config.connections_max),
+        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
+    ]
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(tls.private_key, tls.certificate_chain)],
+        root_certificates=tls.client_authorities or None,
+        require_client_auth=bool(tls.client_authorities),
+    )

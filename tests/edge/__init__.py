@@ -1,0 +1,1 @@
+"""The fronts: real gRPC over loopback."""

@@ -1,0 +1,1 @@
+"""The gateway: its services over a node in memory."""
