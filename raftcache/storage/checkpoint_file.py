@@ -46,12 +46,6 @@ STREAM_LENGTH = struct.Struct("<I")
 """Precedes the header in a stream."""
 
 _NAME = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
-_LMDB_META = struct.Struct("<IIQQ")
-_LMDB_MAGIC = 0xBEEFC0DE
-_LMDB_PAGE_HEADER_BYTES = 16
-_LMDB_LAST_PAGE_OFFSET = 136
-"""In the meta page of a 64-bit LMDB 0.9: page header 16, magic 4, version 4, address 8, map size 8, two databases of 48."""
-LMDB_META_BYTES = _LMDB_LAST_PAGE_OFFSET + 16
 
 
 class BlockDigest:
@@ -162,21 +156,3 @@ def parse_directory_name(name: str) -> tuple[Index, Term] | None:
 def lmdb_format(page_bytes: int) -> str:
     """The `format` of LMDB 0.9 files with this page size, on this machine."""
     return f"lmdb 0.9, page {page_bytes}, {sys.byteorder} endian, {struct.calcsize('P') * 8} bit"
-
-
-def lmdb_page_bytes(first_page: bytes, *, size: int, source: object) -> int:
-    """Check, before LMDB maps a file, that it is long enough for what its first meta page claims; its page size.
-
-    `first_page` is the file's first `LMDB_META_BYTES`, `size` its length. Only for closed compact copies, whose two meta pages agree.
-    Raises: `Corruption`.
-    """
-    if len(first_page) < LMDB_META_BYTES:
-        raise Corruption(f"{source}: {size} bytes are too few for an LMDB file")
-    magic, _, _, _ = _LMDB_META.unpack_from(first_page, _LMDB_PAGE_HEADER_BYTES)
-    # The first of the two databases in the meta page is the free list; its padding field holds the page size.
-    (page_bytes,) = struct.unpack_from("<I", first_page, _LMDB_PAGE_HEADER_BYTES + _LMDB_META.size)
-    if magic != _LMDB_MAGIC or page_bytes not in (1 << shift for shift in range(9, 17)):
-        raise Corruption(f"{source}: not an LMDB file (magic {magic:#x}, page size {page_bytes})")
-    if size % page_bytes or size < 2 * page_bytes:
-        raise Corruption(f"{source}: {size} bytes are no whole number of {page_bytes}-byte pages")
-    return int(page_bytes)

@@ -15,6 +15,9 @@ Caveats: a cursor does not survive `commit()`; a scan that is continued across o
 the open transaction has dirtied, so commits bound it.
 """
 
+from __future__ import annotations
+
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ from typing import NoReturn
 
 import lmdb
 
-from raftcache.storage.state import StateLost
+from raftcache.storage.live_state import Damaged, StateLost
 
 KEY_BYTES_MAX = 511
 """LMDB 0.9's compiled-in maximum. User keys are capped far below (`limits.key_bytes_max`), so exceeding it is a bug, not bad input."""
@@ -111,14 +114,9 @@ class LmdbRecords:
         """
         commits = self.commits
         try:
-            with self._transaction.cursor() as cursor:
-                if not (cursor.set_range(lo) if lo else cursor.first()):
-                    return
-                for key, value in cursor:
-                    if hi is not None and key >= hi:
-                        return
-                    yield key, value
-                    assert commits == self.commits, f"scan begun in commit {commits} continued in {self.commits}"
+            for item in _scan(self._transaction, lo, hi):
+                yield item
+                assert commits == self.commits, f"scan begun in commit {commits} continued in {self.commits}"
         except lmdb.Error as error:
             self._fail("scan", error)
 
@@ -133,7 +131,7 @@ class LmdbRecords:
         except lmdb.Error as error:
             self._fail("commit", error)
 
-    def pin(self) -> "PinnedCopy":
+    def pin(self) -> PinnedCopy:
         """A copy of the state as of the last commit, to be drawn by another thread while this one goes on writing.
 
         Everything before the last `commit()` is in the copy, nothing after it. Raises: `StateLost`.
@@ -191,18 +189,94 @@ class PinnedCopy:
         """Write the whole state to `descriptor`, compacted. Blocks, without the GIL; takes what the reader of the pipe allows.
 
         Compact only: LMDB's plain copy waits for the writer, and our writer never ends. Raises: `OSError` where the pipe was
-        closed by its reader, `StateLost` where LMDB finds its own pages inconsistent.
+        closed by its reader, `Damaged` where LMDB finds its own pages inconsistent.
         """
         try:
             self._environment.copyfd(descriptor, compact=True, txn=self._transaction)
         except lmdb.Error as error:
             if error.code > 0:
                 raise OSError(error.code, os.strerror(error.code)) from error
-            raise StateLost(f"the live state cannot be copied: {error}") from error
+            raise Damaged(f"LMDB cannot copy the live state: {error}") from error
 
     def release(self) -> None:
         """End the read transaction, so that LMDB may reuse pages again. The environment must still be open."""
         self._transaction.abort()
+
+
+class ClosedFile:
+    """Read-only `kv.Records` over a closed LMDB file, for the verifier's process. Not a live state's file: it takes no lock.
+
+    Raises: `Damaged` from every method where LMDB finds the file inconsistent. Damage that LMDB does not notice may
+    end the process by a signal; that is why it has one to itself.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        try:
+            self._environment = lmdb.open(
+                path, subdir=False, readonly=True, lock=False, readahead=True, max_dbs=0, lib_version=ENGINE
+            )
+            self._transaction = self._environment.begin()
+        except lmdb.Error as error:
+            raise Damaged(f"LMDB cannot open {path}: {error}") from error
+
+    def get(self, key: bytes) -> bytes | None:
+        try:
+            return self._transaction.get(key)
+        except lmdb.Error as error:
+            raise Damaged(f"{self._path}: {error}") from error
+
+    def put(self, key: bytes, value: bytes) -> None:
+        raise AssertionError("a closed file is not written to")
+
+    def delete(self, key: bytes) -> bool:
+        raise AssertionError("a closed file is not written to")
+
+    def scan(self, lo: bytes, hi: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            yield from _scan(self._transaction, lo, hi)
+        except lmdb.Error as error:
+            raise Damaged(f"{self._path}: {error}") from error
+
+    def check_lookups(self) -> int:
+        """Look up every key that a scan finds; the number of keys. Raises: `Damaged`.
+
+        A scan follows the pointers of the tree and passes by its separators, a lookup follows the separators: a
+        damaged one hides keys that a scan, and so a hash over a scan, still sees. If every key is found by lookup,
+        every separator is right, and a lookup of an absent key finds nothing for the right reason.
+        """
+        count = 0
+        last = b""
+        get = self._transaction.get
+        try:
+            with self._transaction.cursor() as cursor:
+                for key in cursor.iternext(keys=True, values=False):
+                    if key <= last or get(key) is None:
+                        raise Damaged(f"{self._path}: the key {key[:80]!r} cannot be looked up, or is out of order")
+                    last = key
+                    count += 1
+        except lmdb.Error as error:
+            raise Damaged(f"{self._path}: {error}") from error
+        return count
+
+    def close(self) -> None:
+        self._transaction.abort()
+        self._environment.close()
+
+
+def page_bytes() -> int:
+    """The page size of environments that this machine creates: LMDB takes the operating system's, up to 32 KiB."""
+    return min(mmap.PAGESIZE, 32 << 10)
+
+
+def _scan(transaction: lmdb.Transaction[bytes], lo: bytes, hi: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+    with transaction.cursor() as cursor:
+        if not (cursor.set_range(lo) if lo else cursor.first()):
+            return
+        for key, value in cursor:
+            if hi is not None and key >= hi:
+                return
+            yield key, value
 
 
 def _lost(directory: Path, action: str, error: Exception) -> StateLost:

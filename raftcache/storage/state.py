@@ -1,47 +1,68 @@
-"""What a replica's state is kept in, as the node sees it: live records, checkpoints, and the way from one to the other.
+"""A replica's state on disk: live records, checkpoints, and every way from one to the other.
 
-    log ──apply──► live records ──begin_checkpoint──► checkpoint ──open_checkpoint_for_read──► another replica
-                        ▲                                  │                                        │
-                        └─────────── open / install ───────┘◄────────────begin_incoming─────────────┘
+    log ──apply──► live records ──begin_checkpoint──► checkpoint ──open_checkpoint_for_read──► other replica
+                        ▲                                 │                                         │
+                        └───────── open, install ─────────┘◄──────────── begin_incoming ────────────┘
+
+    <directory>/live/, live-next/     the live records and their successor being prepared; the `LiveState`'s business
+    <directory>/checkpoints/          see `checkpoints.py`
+    <directory>/clean                 the marker of a clean shutdown
 
 Rules of this file:
-- **The log and the checkpoints are the truth; the live records are what they produce**, and may be thrown away at any time.
-  `open` throws them away at every start, unless a clean-shutdown marker vouches for them, byte by byte.
-- **The rename of a checkpoint is the one commit point.** Nothing under `checkpoints/` was ever there under its name before it was
+- **The log and the checkpoints are the truth; the live records are what they produce**, and may be thrown away at
+  any time. `open` throws them away at every start, unless a clean-shutdown marker vouches for them, byte by byte.
+  The marker is consumed durably *before* they are opened: it vouches once.
+- **The rename of a checkpoint is the one commit point.** Nothing is ever there under a checkpoint's name before it is
   complete, verified and synced; a crash at any step reopens as before the step or as after it.
-- A checkpoint is *verified* when its record checksums, its recomputed state hash, its record count and its index are what it
-  says they are, and its bytes have their digest. Only verified checkpoints are installed, sent, or let the log be compacted.
-- Everything is called on the node's loop; what takes long runs beside it and reports through the injected `post`.
+- A checkpoint is *verified* when its record checksums, its recomputed hashes, its counts and its index are what it
+  says they are, and its bytes have their digest. Only verified ones are installed, sent, or let the log be compacted.
+- Everything is called on the node's loop. What takes long runs as a `background` job, and its continuation on the loop.
 
-Two implementations: `lmdb_state.LmdbStateStore` and, for the simulator, `simulated_state.SimulatedStateStore`. The protocol has more
-than six methods because it is one life cycle: each method is a transition of the picture above.
+There is one `StateStore` and two sets of parts: LMDB, child processes and threads (`lmdb_state.py`), and memory, inline
+and deterministic, for the simulator (`simulated_state.py`): the simulator crashes the transitions that production takes.
 
-Caveats: a checkpoint that was received is newer than the log until the node has reset the log to start after it. A crash in
-between leaves `open` at an index above the log's last one: the node then resets the log, as it would have done.
+Caveats: a received checkpoint is newer than the log until the node has reset the log to start after it. After a crash
+in between, `open` returns a state beyond the log's last entry: the node then finishes the reset. A checkpoint that was
+damaged after its verification is found at the next start or by its receiver, not before.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
-from raftcache.errors import Corruption, RaftCacheError
+from raftcache.errors import Corruption, RaftCacheError, StorageFull, Unavailable, UnsupportedVersion
 from raftcache.kv.records import Records
+from raftcache.raft.configuration import decode_configuration
 from raftcache.raft.messages import SnapshotMeta
+from raftcache.storage.background import Background, Cancelled, Continuation, Job, Post
+from raftcache.storage.checkpoint_file import LOGICAL_FORMAT, CheckpointHeader
+from raftcache.storage.checkpoints import (
+    Checkpoints,
+    Draft,
+    Outgoing,
+    StreamParser,
+    SyncFailed,
+    storage_error,
+)
+from raftcache.storage.clean_marker import consume_marker, position_of, write_marker
+from raftcache.storage.disk import Disk, make_directory, parent_of, remove_tree
+from raftcache.storage.live_state import Damaged, LiveState, StateLost, Verified, Verifier
 
-Post = Callable[[Callable[[], None]], object]
-"""Runs a callable on the node's loop, soon; safe from any thread. `loop.call_soon_threadsafe`, or the simulator's queue."""
+__all__ = [
+    "CheckpointDamaged",
+    "CheckpointFailed",
+    "CheckpointResult",
+    "CheckpointVerified",
+    "IncomingCheckpoint",
+    "OutgoingCheckpoint",
+    "StateConfig",
+    "StateLost",
+    "StateStore",
+]
 
-CHUNK_BYTES = 128 << 10
-"""A chunk of a checkpoint on its way to another replica: 64 to 256 KiB keep a stream busy without holding up the loop."""
-
-
-class StateLost(RaftCacheError):
-    """The live records failed in a way that may have undone answered writes: an LMDB error, a full map or disk in apply or commit.
-
-    Indefinite. The replica stops serving at once, calls `discard_live`, opens again and applies the log from there.
-    """
-
-    reason: ClassVar[str] = "STATE_LOST"
+# --- What callers get ---------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True, frozen=True)
@@ -67,7 +88,7 @@ class CheckpointDamaged:
 
 @dataclass(slots=True, frozen=True)
 class CheckpointFailed:
-    """There is no checkpoint, and nothing is known about the state: disk full, verifier killed, transfer incomplete. Try later.
+    """There is no checkpoint, and nothing is known about the state: disk full, verifier killed, cancelled. Try later.
 
     `fatal`: an fsync failed. Durability can no longer be judged, so the process must end.
     """
@@ -79,132 +100,557 @@ class CheckpointFailed:
 
 CheckpointResult = CheckpointVerified | CheckpointDamaged | CheckpointFailed
 OnCheckpoint = Callable[[CheckpointResult], None]
-"""Called on the loop, exactly once, unless the store is closed or destroyed before."""
+"""Called on the loop, exactly once; also for what `discard_live`, `close_clean` and `destroy` cancelled."""
 
 
 class OutgoingCheckpoint(Protocol):
     """A checkpoint being sent. It is not pruned until `close`."""
 
-    @property
-    def meta(self) -> SnapshotMeta: ...
-    @property
-    def size(self) -> int:
-        """Bytes of all chunks together."""
-        ...
-
-    @property
-    def digest(self) -> bytes:
-        """Of the state file in it; the receiver passes it to `begin_incoming`."""
-        ...
+    meta: SnapshotMeta
+    size: int
+    """Bytes of all chunks together."""
+    digest: bytes
+    """Of the state file in it; the receiver passes it to `begin_incoming`."""
 
     def chunk(self) -> bytes:
-        """The next `CHUNK_BYTES` at most; empty at the end. Raises: `Corruption` where the file ends early."""
+        """The next `CHUNK_BYTES` at most; empty at the end. Raises: `Corruption` where the file cannot be read."""
         ...
 
-    def close(self) -> None: ...
-
-
-class IncomingCheckpoint(Protocol):
-    """A checkpoint being received. Nothing is visible until `finish` reported `CheckpointVerified`."""
-
-    def add(self, chunk: bytes) -> None:
-        """Write the next bytes. Raises: `StorageFull`, `Corruption` (more bytes than announced); the caller abandons it then."""
-        ...
-
-    def finish(self, on_done: OnCheckpoint) -> None:
-        """All is there: verify, make durable, rename, and make ready for `install`."""
-        ...
-
-    def abandon(self) -> None:
-        """Drop what was received. Idempotent; does nothing after `finish`."""
+    def close(self) -> None:
+        """Let go of it; idempotent."""
         ...
 
 
 OnConverted = Callable[[OutgoingCheckpoint | CheckpointFailed], None]
 
 
-class StateStore(Protocol):
-    """The state of one replica. See the module for the rules; one instance per replica directory and opening."""
+@dataclass(slots=True, frozen=True)
+class StateConfig:
+    """Settings of a `StateStore`."""
+
+    copy_bytes_per_second: int = 64 << 20
+    """Pace of checkpoint writes: half of a slow disk's 130 MB/s, so that the log keeps the other half. 0 = unpaced."""
+    free_bytes_min: int = 256 << 20
+    """Left free on the disk by checkpoints, own and received, so that the log can go on."""
+
+
+class StateStore:
+    """The state of one replica; one instance per replica directory and opening. See the module for the rules."""
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        disk: Disk,
+        live: LiveState,
+        verifier: Verifier,
+        background: Background,
+        post: Post,
+        config: StateConfig,
+    ) -> None:
+        self.directory = directory
+        self.resumed = False
+        """Whether `open` found the live state vouched for; False where it rebuilt it."""
+        self._disk = disk
+        self._live = live
+        self._verifier = verifier
+        self._background = background
+        self._post = post
+        self._config = config
+        self._checkpoints = Checkpoints(disk, f"{directory}/checkpoints")
+        self._records: Records | None = None
+        """The live records while they are open."""
+        self._prepared: SnapshotMeta | None = None
+        """The checkpoint that `LiveState.prepare` has made ready. Set and cleared on the loop."""
+        self._jobs: dict[Job, Continuation] = {}
+        """Running jobs, and what is posted in place of their continuation if they are cancelled."""
+        self._incoming: IncomingCheckpoint | None = None
+        """The newest one, finished or not."""
+        self._checkpointing = False
 
     @property
     def format(self) -> str:
-        """The form in which this store takes a checkpoint as it is: engine and page size. Others need `begin_conversion`."""
-        ...
+        """The form in which this store takes a checkpoint as it is. Others need `begin_conversion` at the sender."""
+        return self._live.format
+
+    # --- Opening and closing --------------------------------------------------------------------------------------
 
     def open(self) -> Records | None:
         """The state to go on from; None for a replica that never had one. The records say which index they are at.
 
-        That is the live state if the clean-shutdown marker vouches for it (the marker is consumed), else the newest intact
-        checkpoint: the caller checks that its log reaches it. Blocks for the copy and the digest of a checkpoint.
-        Raises: `Corruption` where there are checkpoints but none is intact; the store can still take an incoming checkpoint and
-        `install` it. `StateLost`, `StorageFull`.
+        That is the live state if the marker vouches for it, else the newest intact checkpoint: the caller checks that
+        its log reaches it. Blocks for the digest and the copy of a checkpoint.
+        Raises: `Corruption` where there are checkpoints but none is intact; the store can still take an incoming
+        checkpoint and `install` it. `StateLost` where the disk or LMDB refuses.
         """
-        ...
+        assert self._records is None, f"{self.directory} is open already"
+        with self._losing_state():
+            make_directory(self._disk, parent_of(self.directory))
+            make_directory(self._disk, self.directory)
+            proof = consume_marker(self._disk, self.directory)
+            self._checkpoints.sweep()
+        if proof is not None:
+            self._records = self._resume(proof)
+            self.resumed = self._records is not None
+        while (newest := self._checkpoints.newest()) is not None:
+            try:
+                if self._records is None:
+                    self._load(newest)
+                else:
+                    for _ in self._checkpoints.blocks(newest):
+                        pass
+                return self._records
+            except Corruption as error:
+                self._checkpoints.refuse(newest, error.message)
+        if self._records is None and self._checkpoints.refused:
+            raise Corruption(
+                f"{self.directory}: no checkpoint is intact ({'; '.join(self._checkpoints.refused)}). Log and vote are "
+                "not affected: the replica fetches a snapshot from its leader. If no replica of the shard has a state, "
+                "restore from a backup"
+            )
+        return self._records
+
+    def _resume(self, proof: dict[str, str]) -> Records | None:
+        """The live state, if all that the marker says about it is true."""
+        try:
+            records = self._live.resume(proof)
+            position = position_of(records)
+        except (RaftCacheError, OSError):
+            position = None
+        if position is None or not position.items() <= proof.items():
+            self._live.close(synced=False)
+            return None
+        return records
+
+    def _load(self, header: CheckpointHeader) -> Records:
+        """The checkpoint as live records. Raises: `Corruption`, `StateLost`."""
+        with self._losing_state():
+            if self._prepared != header.meta:
+                self._live.prepare(self._checkpoints.blocks(header))
+            self._prepared = None
+            self._records = None
+            self._records = self._live.load()
+        return self._records
 
     def bootstrap(self, meta: SnapshotMeta, write: Callable[[Records], None]) -> Records:
-        """Creates the first state with `write` and its checkpoint; durable on return. After a crash, call it again.
+        """Creates the first state with `write`, and its checkpoint; durable on return. After a crash, call it again.
 
-        Raises: `StateLost`, `StorageFull`.
+        The state is a handful of records just written, so it is verified here and not in a child process.
+        Raises: `StateLost` where the disk or LMDB refuses, `SyncFailed` (fatal).
         """
-        ...
+        assert self._records is None, f"{self.directory} has a state already"
+        with self._losing_state():
+            records = self._live.create()
+            write(records)
+            self._live.commit()
+            copy = self._live.copy()
+            draft = self._checkpoints.draft()
+            try:
+                copy.draw(draft.append)
+            finally:
+                copy.release()
+            draft.seal()
+            header = self._checked(Verified.of(records, draft.digest.digest()), draft, meta)
+            draft.publish(header)
+        self._checkpoints.add(header)
+        self._records = records
+        return records
 
     def commit(self) -> None:
         """Commits what was applied, unsynced. Raises: `StateLost`."""
-        ...
+        self._live.commit()
 
     def close_clean(self) -> None:
         """Commits, syncs and closes the live records and leaves the marker that vouches for them. Blocks for the sync.
 
-        Never raises: where anything fails, no marker is left and the next `open` rebuilds. Cancels a checkpoint in progress.
+        The state machine must have been flushed. Never raises: where anything fails there is no marker, and the next
+        `open` rebuilds. Cancels what is in progress.
         """
-        ...
+        self._cancel_all()
+        if self._records is None:
+            return
+        try:
+            position = position_of(self._records)
+            if position is not None:
+                proof = self._live.close(synced=True)
+                write_marker(self._disk, self.directory, position | proof)
+        except (RaftCacheError, OSError):
+            pass
+        self._live.close(synced=False)
+        self._records = None
 
     def discard_live(self) -> None:
         """Closes the live records without a marker: the next `open` rebuilds. Cancels what is in progress. Never raises."""
-        ...
+        self._cancel_all()
+        self._live.close(synced=False)
+        self._records = None
+
+    def destroy(self) -> None:
+        """Closes and removes everything; the replica was removed from its group. Never raises; repeat it after a crash."""
+        self.discard_live()
+        try:
+            if self._disk.exists(self.directory):
+                remove_tree(self._disk, self.directory)
+        except OSError:
+            pass
+
+    @contextmanager
+    def _losing_state(self) -> Iterator[None]:
+        """An `OSError` on the way to live records means that there are none."""
+        try:
+            yield
+        except OSError as error:
+            raise StateLost(f"{self.directory}: {error}; free space or check the disk") from error
+
+    # --- Checkpoints ----------------------------------------------------------------------------------------------
+
+    def newest(self) -> SnapshotMeta | None:
+        """The newest verified checkpoint: what may be sent, and what the log may be compacted up to. Known after `open`."""
+        header = self._checkpoints.newest()
+        return header.meta if header else None
 
     def begin_checkpoint(self, meta: SnapshotMeta, on_done: OnCheckpoint) -> None:
         """Commits, then makes a checkpoint of exactly that state, which `meta` must describe. One at a time per store.
 
-        The state machine must have flushed its own fields into the records. Raises: `StateLost` from the commit.
+        The state machine must have been flushed. The checkpoint is also the scrub of the live state. Of a state that
+        has an intact checkpoint already only the scrub is done. Raises: `StateLost` from the commit.
         """
-        ...
+        assert self._records is not None, f"{self.directory} has no state to copy"
+        assert not self._checkpointing, f"{self.directory}: a checkpoint is in progress"
+        self._live.commit()
+        try:
+            draft = self._checkpoints.draft()
+        except OSError as error:
+            self._post(partial(on_done, _failed(meta, error)))
+            return
+        copy = self._live.copy()
+        self._checkpointing = True
 
-    def newest(self) -> SnapshotMeta | None:
-        """The newest verified checkpoint: what may be sent, and what the log may be compacted up to. Known after `open`."""
-        ...
+        def make(job: Job) -> CheckpointHeader:
+            def write(block: bytes) -> None:
+                draft.append(block)
+                if self._config.copy_bytes_per_second:
+                    job.pause(len(block) / self._config.copy_bytes_per_second)
+
+            try:
+                copy.draw(write)
+            finally:
+                copy.release()
+            draft.seal()
+            return self._checked(self._verifier.verify(draft.state_path, job), draft, meta)
+
+        def done(result: CheckpointResult) -> None:
+            self._checkpointing = False
+            on_done(result)
+
+        self._start_publication("checkpoint", draft, meta, make, done)
+
+    def _checked(self, found: Verified, draft: Draft, meta: SnapshotMeta) -> CheckpointHeader:
+        """The header of a sealed draft in which `found` was found. Raises: `Damaged`, `Corruption` (the disk's doing)."""
+        digest = draft.digest.digest()
+        if found.digest != digest:
+            raise Corruption(
+                f"{draft.state_path}: written with digest {digest.hex()}, read back with {found.digest.hex()}"
+            )
+        if (found.index, found.term) != (meta.index, meta.term):
+            raise Damaged(f"it holds index {found.index} of term {found.term}, not {meta.index} of term {meta.term}")
+        configuration = decode_configuration(found.configuration)
+        if configuration != meta.configuration:
+            raise Damaged(f"it holds the configuration {configuration}, not {meta.configuration}")
+        return CheckpointHeader(
+            format=self.format,
+            meta=meta,
+            record_count=found.record_count,
+            state_hash=found.state_hash,
+            state_bytes=draft.digest.size,
+            digest=digest,
+        )
+
+    def _start_publication(
+        self,
+        name: str,
+        draft: Draft,
+        meta: SnapshotMeta,
+        make: Callable[[Job], CheckpointHeader],
+        on_done: OnCheckpoint,
+        *,
+        prepare: bool = False,
+    ) -> None:
+        """A job that makes a verified draft and publishes it; with `prepare` it also makes `install` of it fast."""
+        known = self._checkpoints.find(meta) is not None
+        if prepare:
+            self._prepared = None
+
+        def work(job: Job) -> Continuation:
+            try:
+                header = make(job)
+                job.check()
+                if known:
+                    draft.discard()
+                else:
+                    draft.publish(header)
+            except Damaged as error:
+                draft.discard()
+                return partial(on_done, CheckpointDamaged(meta, str(error)))
+            except (RaftCacheError, OSError) as error:
+                draft.discard()
+                return partial(on_done, _failed(meta, error))
+            except Cancelled:
+                draft.discard()
+                raise
+            prepared = prepare and self._prepare(header, job)
+            return partial(self._published, header, prepared, on_done)
+
+        self._start(name, work, partial(on_done, _cancelled(meta)))
+
+    def _prepare(self, header: CheckpointHeader, job: Job) -> bool:
+        """Whether the checkpoint lies ready for `install`, which otherwise does this itself."""
+        try:
+            self._live.prepare(_cancellable(self._checkpoints.blocks(header), job))
+        except (RaftCacheError, OSError):
+            return False
+        return True
+
+    def _published(self, header: CheckpointHeader, prepared: bool, on_done: OnCheckpoint) -> None:
+        if self._checkpoints.find(header.meta) is None:
+            self._checkpoints.add(header)
+        if prepared:
+            self._prepared = header.meta
+        self._prune()
+        on_done(CheckpointVerified(header.meta, header.state_bytes, header.record_count))
+
+    def _prune(self) -> None:
+        """Remove what the newest checkpoint supersedes: renamed away here, unlinked beside the loop."""
+        try:
+            directories = self._checkpoints.superseded()
+        except OSError:
+            return  # Swept at the next start, or tried again after the next checkpoint.
+
+        def work(job: Job) -> Continuation:
+            for directory in directories:
+                job.check()
+                try:
+                    remove_tree(self._disk, directory)
+                except OSError:
+                    pass
+            return _nothing
+
+        if directories:
+            self._start("prune", work, _nothing)
+
+    # --- Sending --------------------------------------------------------------------------------------------------
 
     def open_checkpoint_for_read(self, meta: SnapshotMeta) -> OutgoingCheckpoint:
-        """The checkpoint as chunks, in `format`. Raises: `Corruption` if it is not there any more."""
-        ...
+        """The checkpoint as chunks, in `format`. Raises: `Corruption` if it is not there any more or cannot be read."""
+        header = self._checkpoints.find(meta)
+        if header is None:
+            raise Corruption(f"{self.directory}: no checkpoint at index {meta.index}, term {meta.term}")
+        return self._checkpoints.reader(header, on_closed=self._prune_if_open)
 
     def begin_conversion(self, meta: SnapshotMeta, on_done: OnConverted) -> None:
-        """The same as a logical record stream, for a receiver of another `format`; every store takes those."""
-        ...
+        """The same as a logical record stream, for a receiver of another `format`; every store takes those.
 
-    def begin_incoming(self, meta: SnapshotMeta, *, size: int, digest: bytes) -> IncomingCheckpoint:
-        """Receive a checkpoint of `size` bytes. An earlier incoming one is abandoned. Raises: `StorageFull`."""
-        ...
+        Raises: `Corruption` if it is not there any more.
+        """
+        source = self._checkpoints.find(meta)
+        if source is None:
+            raise Corruption(f"{self.directory}: no checkpoint at index {meta.index}, term {meta.term}")
+        if self.format == LOGICAL_FORMAT:
+            self._post(partial(on_done, self.open_checkpoint_for_read(meta)))
+            return
+        try:
+            draft = self._checkpoints.draft()
+        except OSError as error:
+            self._post(partial(on_done, _failed(meta, error)))
+            return
+
+        def work(job: Job) -> Continuation:
+            try:
+                self._verifier.convert(self._checkpoints.state_path(source), draft.state_path, to_logical=True, job=job)
+                draft.adopt()
+            except Damaged as error:
+                draft.discard()
+                return partial(on_done, _failed(meta, Corruption(str(error))))
+            except (RaftCacheError, OSError) as error:
+                draft.discard()
+                return partial(on_done, _failed(meta, error))
+            except Cancelled:
+                draft.discard()
+                raise
+            header = replace(source, format=LOGICAL_FORMAT, state_bytes=draft.digest.size, digest=draft.digest.digest())
+            return lambda: on_done(Outgoing(draft.file, draft.state_path, header, draft.discard))
+
+        self._start("conversion", work, partial(on_done, _cancelled(meta)))
+
+    # --- Receiving ------------------------------------------------------------------------------------------------
+
+    def begin_incoming(self, meta: SnapshotMeta, *, size: int, digest: bytes) -> "IncomingCheckpoint":
+        """Receive a checkpoint of `size` bytes. An earlier incoming one is abandoned. Raises: `StorageFull`, `Corruption`."""
+        if self._incoming is not None:
+            self._incoming.abandon()
+        # Twice: the checkpoint, and the live state that is made of it while the old one is still there.
+        needed = 2 * size + self._config.free_bytes_min
+        try:
+            free = self._disk.free_bytes(self.directory)
+            if free < needed:
+                raise StorageFull(f"a snapshot of {size} bytes needs {needed} bytes free, there are {free}")
+            draft = self._checkpoints.draft()
+        except OSError as error:
+            raise storage_error(error, action=f"{self.directory}: begin to receive a snapshot") from error
+        self._incoming = IncomingCheckpoint(self, draft, meta, size=size, digest=digest)
+        return self._incoming
+
+    def _receive(self, draft: Draft, meta: SnapshotMeta, header: CheckpointHeader, on_done: OnCheckpoint) -> None:
+        """All bytes are there: from here on as with an own checkpoint, but that the header is checked too."""
+        if header.format not in (self.format, LOGICAL_FORMAT):
+            draft.discard()
+            error = UnsupportedVersion(f"a snapshot came as '{header.format}'; this node takes '{self.format}'")
+            self._post(partial(on_done, _failed(meta, error)))
+            return
+        native = draft
+        if header.format != self.format:
+            try:
+                native = self._checkpoints.draft()
+            except OSError as os_error:
+                draft.discard()
+                self._post(partial(on_done, _failed(meta, os_error)))
+                return
+
+        def make(job: Job) -> CheckpointHeader:
+            try:
+                draft.seal()
+                if draft.digest.digest() != header.digest:
+                    raise Corruption(f"the snapshot at index {meta.index} was damaged on its way: its digest differs")
+                if native is not draft:
+                    self._verifier.convert(draft.state_path, native.state_path, to_logical=False, job=job)
+                    native.adopt()
+                    native.seal()
+            finally:
+                if native is not draft:
+                    draft.discard()
+            found = self._checked(self._verifier.verify(native.state_path, job), native, meta)
+            if (found.record_count, found.state_hash) != (header.record_count, header.state_hash):
+                raise Damaged(
+                    f"it holds {found.record_count} records, hash {found.state_hash:032x}; the header differs"
+                )
+            return found
+
+        self._start_publication("incoming checkpoint", native, meta, make, on_done, prepare=True)
 
     def install(self, meta: SnapshotMeta) -> Records:
         """Replaces the live records by the verified checkpoint `meta`; earlier `Records` are dead. Fast after `finish`.
 
-        Raises: `Corruption` if it is not there or damaged, `StateLost`, `StorageFull`.
+        Cancels a checkpoint in progress. Raises: `Corruption` if it is not there or damaged, `StateLost`.
         """
-        ...
+        self._cancel_all()
+        header = self._checkpoints.find(meta)
+        if header is None:
+            raise Corruption(f"{self.directory}: no checkpoint at index {meta.index}, term {meta.term} to install")
+        try:
+            return self._load(header)
+        except Corruption as error:
+            self._checkpoints.refuse(header, error.message)
+            raise
 
     def needs_compaction(self) -> bool:
         """Whether the live file has grown past twice its records: take a checkpoint, `discard_live`, open again."""
-        ...
+        return self._records is not None and self._live.grown()
 
-    def destroy(self) -> None:
-        """Closes and removes everything; the replica was removed from its group. Idempotent over crashes."""
-        ...
+    # --- Jobs -----------------------------------------------------------------------------------------------------
+
+    def _start(self, name: str, work: Callable[[Job], Continuation], cancelled: Continuation) -> None:
+        """Run `work` beside the loop and its continuation on it; `cancelled` runs instead after `_cancel_all`."""
+
+        def tracked(job: Job) -> Continuation:
+            continuation = work(job)
+
+            def finish() -> None:
+                del self._jobs[job]
+                continuation()
+
+            return finish
+
+        job = self._background.start(f"{name} {self.directory}", tracked)
+        self._jobs[job] = cancelled
+
+    def _cancel_all(self) -> None:
+        """End every job, and wait for that: none touches the live records or the disk any more."""
+        if self._incoming is not None:
+            self._incoming.abandon()
+            self._incoming = None
+        jobs, self._jobs = self._jobs, {}
+        for job, cancelled in jobs.items():
+            job.cancel()
+            self._post(cancelled)
+
+    def _prune_if_open(self) -> None:
+        if self._records is not None:
+            self._prune()
 
 
-def no_checkpoint(directory: object, detail: str) -> Corruption:
-    """The error of a replica that had a state and has no way back to it."""
-    return Corruption(
-        f"{directory}: no intact checkpoint that the log reaches ({detail}). The log and the vote are unaffected: the replica "
-        "fetches a snapshot from its leader. If no replica of the shard has one, restore from a backup"
+class IncomingCheckpoint:
+    """A checkpoint being received. Nothing is visible until `finish` reported `CheckpointVerified`."""
+
+    def __init__(self, store: StateStore, draft: Draft, meta: SnapshotMeta, *, size: int, digest: bytes) -> None:
+        self._store = store
+        self._draft = draft
+        self._meta = meta
+        self._digest = digest
+        self._parser = StreamParser(size)
+        self._open = True
+
+    def add(self, chunk: bytes) -> None:
+        """Write the next bytes. Raises: `StorageFull`, `Corruption` (not what was announced); abandon it then."""
+        if not self._open:
+            raise Corruption("the snapshot is not wanted any more: the replica's state was closed or another one begun")
+        state = self._parser.feed(chunk)
+        try:
+            if state:
+                self._draft.append(state)
+        except OSError as error:
+            raise storage_error(error, action=self._draft.state_path) from error
+
+    def finish(self, on_done: OnCheckpoint) -> None:
+        """All is there: verify, make durable, rename, and make ready for `install`."""
+        try:
+            if not self._open:
+                raise Corruption("the snapshot is not wanted any more")
+            header = self._parser.complete()
+            if header.meta != self._meta or header.digest != self._digest:
+                raise Corruption(
+                    f"announced was a snapshot at {self._meta.index}, {header.meta.index} came, or other bytes"
+                )
+        except RaftCacheError as error:
+            self.abandon()
+            self._store._post(partial(on_done, _failed(self._meta, error)))
+            return
+        self._open = False
+        self._store._receive(self._draft, self._meta, header, on_done)
+
+    def abandon(self) -> None:
+        """Drop what was received. Idempotent; does nothing after `finish`."""
+        if self._open:
+            self._open = False
+            self._draft.discard()
+
+
+def _failed(meta: SnapshotMeta, error: RaftCacheError | OSError) -> CheckpointFailed:
+    if isinstance(error, OSError):
+        error = storage_error(error, action=f"checkpoint at index {meta.index}")
+    return CheckpointFailed(meta, error, fatal=isinstance(error, SyncFailed))
+
+
+def _cancelled(meta: SnapshotMeta) -> CheckpointFailed:
+    return CheckpointFailed(
+        meta, Unavailable(f"the checkpoint at index {meta.index} was cancelled: its replica moved on")
     )
+
+
+def _cancellable(blocks: Iterator[bytes], job: Job) -> Iterator[bytes]:
+    for block in blocks:
+        job.check()
+        yield block
+
+
+def _nothing() -> None:
+    """The continuation of a job that nobody waits for."""
