@@ -35,7 +35,7 @@ _DURATIONS_US: Mapping[str, int] = {
     "h": 3_600_000_000,
 }
 # ASCII digits only: `\d` would also take digits of other scripts.
-_QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([A-Za-z]*)")
+_QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,6})?)\s*([A-Za-z]*)")
 
 SIZE_EXAMPLES = '"512KiB", "64MiB", "1GiB"'
 DURATION_EXAMPLES = '"150ms", "2s", "300us"'

@@ -35,6 +35,7 @@ WRITE_SECONDS_MAX = 10.0
 IDLE_SECONDS_MAX = 75.0
 """Between requests of one connection: above the 60 s at which Prometheus scrapes at the latest in practice."""
 
+_FIRST_BYTE = re.compile(rb"[\r\nA-Za-z]")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
@@ -226,6 +227,9 @@ class _Connection(asyncio.Protocol):
             if end < 0:
                 if len(self._buffer) >= HEAD_BYTES_MAX:
                     self._refuse(431, f"the request's head has more than {HEAD_BYTES_MAX} bytes")
+                elif not _FIRST_BYTE.match(self._buffer):
+                    # Most often somebody's TLS handshake: tell at once, not when the time is up.
+                    self._refuse(400, "this is not HTTP; the admin port speaks plain HTTP/1.1")
                 return
             head = bytes(self._buffer[:end])
             del self._buffer[: end + 4]

@@ -38,6 +38,7 @@ EVENTS: Mapping[str, tuple[Level, str]] = {
     "loop_stalled": (Level.WARNING, "The event loop did not run for longer than a heartbeat interval."),
     "disk_low": (Level.WARNING, "Less free space than storage.disk_free_bytes_min: writes are refused."),
     "disk_recovered": (Level.INFO, "There is room again."),
+    "joined_cluster": (Level.INFO, "The node became a member of a cluster; from now on its data belongs to it."),
     # Replicas.
     "replica_opened": (Level.INFO, "A replica was recovered or created."),
     "replica_removed": (Level.INFO, "A replica left its group; a tombstone remains."),
@@ -59,6 +60,7 @@ EVENTS: Mapping[str, tuple[Level, str]] = {
     "peer_connected": (Level.INFO, "A connection to another node is up and its identity is proven."),
     "peer_disconnected": (Level.INFO, "A connection to another node ended."),
     "peer_refused": (Level.WARNING, "The other side is of another cluster, node, incarnation or protocol version."),
+    "bad_request_from_node": (Level.WARNING, "Another node asked for something that cannot be understood or done."),
     "client_refused": (Level.WARNING, "A client connection or request was refused before it was understood."),
     # Others' words, routed through.
     "library_log": (
