@@ -110,7 +110,7 @@ class SimulatedFile:
 
     __slots__ = ("_disk", "_generation", "_inode", "_open", "path")
 
-    def __init__(self, disk: "SimulatedDisk", path: str, inode: _Inode, generation: int) -> None:
+    def __init__(self, disk: SimulatedDisk, path: str, inode: _Inode, generation: int) -> None:
         self._disk = disk
         self._inode = inode
         self._generation = generation
