@@ -5,7 +5,7 @@ The routing table: which node to ask for which key.
 
 slot(key) = CRC-16/XMODEM of the key, or, if the key contains `{`, followed later by `}`, with at least one byte in
 between, of the bytes between the first `{` and the first `}` after it; modulo 16384. This is the rule of Redis
-Cluster. Test vectors are in slots.json beside this file.
+Cluster. Test vectors are in proto/slot_vectors.json.
 """
 
 from collections import abc as _abc
