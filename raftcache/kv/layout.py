@@ -20,7 +20,6 @@ from struct import Struct
 from zlib import crc32
 
 from raftcache.errors import Corruption, UnsupportedVersion
-from raftcache.ids import Revision
 from raftcache.kv.operations import DEFAULT_NAMESPACE, KeyEntry
 
 RECORD_KEY_BYTES_MAX = 511
@@ -46,7 +45,7 @@ CRC_RESIDUE = 0x2144DF1C
 """CRC-32 of any message followed by its own CRC-32, little-endian. A property of the CRC, so one call checks a record."""
 RECORD_BYTES_MIN = RECORD_HEAD.size + CRC_BYTES
 
-_LENGTHS = tuple(length.to_bytes(2, "big") for length in range(RECORD_KEY_BYTES_MAX + 1))
+KEY_LENGTHS = tuple(length.to_bytes(2, "big") for length in range(RECORD_KEY_BYTES_MAX + 1))
 
 
 def table_end(table: bytes) -> bytes:
@@ -119,8 +118,8 @@ def decode_record(record_key: bytes, record: bytes) -> KeyEntry:
             record_key[DATA_PREFIX_BYTES:],
             record[RECORD_HEAD.size : -CRC_BYTES],
             writes,
-            Revision(create_revision),
-            Revision(mod_revision),
+            create_revision,
+            mod_revision,
         )
     if version > RECORD_VERSION:
         raise newer(f"the record under {record_key[:80]!r}", found=version, known=RECORD_VERSION)
@@ -129,13 +128,13 @@ def decode_record(record_key: bytes, record: bytes) -> KeyEntry:
     lease, expiry_ms = _RESERVED_PART.unpack_from(record, RECORD_HEAD.size)
     value = record[RECORD_HEAD.size + _RESERVED_PART.size : -CRC_BYTES]
     key = record_key[DATA_PREFIX_BYTES:]
-    return KeyEntry(key, value, writes, Revision(create_revision), Revision(mod_revision), lease, expiry_ms)
+    return KeyEntry(key, value, writes, create_revision, mod_revision, lease, expiry_ms)
 
 
 def record_hash(record_key: bytes, record: bytes) -> int:
-    """What a record adds to a state hash: BLAKE2b-128 over key and record.
+    """What a record adds to a state hash: BLAKE2b-128 over the key's length, the key and the record.
 
-    The key's length goes in front, or a key and a record could trade bytes and hash alike.
+    Without the length, a key and a record could trade bytes and hash alike.
     """
-    together = _LENGTHS[len(record_key)] + record_key + record
+    together = KEY_LENGTHS[len(record_key)] + record_key + record
     return int.from_bytes(blake2b(together, digest_size=16).digest(), "big")

@@ -116,6 +116,13 @@ def check_operation(operation: Operation, limits: KvLimits, *, internal: bool = 
     definite, nothing was proposed, and the same request can never succeed.
     """
     match operation:
+        case Put() if (
+            # What gateways see most, in one look.
+            0 < len(operation.key) <= limits.key_bytes_max
+            and len(operation.value) <= limits.value_bytes_max
+            and not (operation.conditions or operation.ttl_ms or operation.lease or operation.namespace)
+        ):
+            return slot_of(operation.key)
         case Get():
             _check_key(operation.key, limits)
             return _slot(operation.key, operation.namespace, internal=internal)

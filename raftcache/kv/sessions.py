@@ -21,13 +21,14 @@ Caveat: of a kept failure only the reason is stored. Messages may change between
 from dataclasses import dataclass, field
 from struct import Struct
 from struct import error as struct_error
+from typing import TypeGuard
 
 from raftcache.errors import InvalidRequest, SessionExpired, SessionWindow
-from raftcache.ids import Index
+from raftcache.ids import Index, Revision
 from raftcache.kv.layout import TABLE_SESSIONS, damaged, newer, record_hash, seal, table_end, unseal
 from raftcache.kv.limits import check_stamp
 from raftcache.kv.meta import SessionLimits
-from raftcache.kv.operations import Failure, Result, SessionStamp
+from raftcache.kv.operations import Failure, Result, SessionStamp, WriteResult
 from raftcache.kv.records import Records
 from raftcache.kv.result_codec import MalformedBytes, decode_result, encode_result
 from raftcache.kv.state_hash import HASH_MASK
@@ -43,6 +44,8 @@ POSITION_BITS = 20
 REPLY_OVERHEAD_BYTES = 128
 """What one kept reply costs in memory beyond its bytes (dict slot, int, bytes header), counted into the byte limits."""
 
+PLAIN_REPLY_BYTES = len(encode_result(WriteResult(Revision(0)))) + REPLY_OVERHEAD_BYTES
+
 RETRIED_FAILURE = "the first attempt of this command was refused for this reason; nothing was changed"
 
 
@@ -53,8 +56,9 @@ class Session:
     id: int
     first_unacked: int = 1
     """Every reply below was received by the client; only rises."""
-    replies: dict[int, bytes] = field(default_factory=dict)
-    """Sequence number -> encoded result of a command that has been decided."""
+    replies: dict[int, bytes | int] = field(default_factory=dict)
+    """Sequence number -> what a decided command was answered: an encoded result, or, for what nearly all of them are,
+    a plain `WriteResult`, just its revision."""
     reply_bytes: int = 0
     """Of `replies`, with overhead."""
     used_index: Index = Index(0)
@@ -69,6 +73,8 @@ class Sessions:
         self._limits = limits
         self._sessions: dict[int, Session] = {}
         """By id, in order of use: a dict keeps insertion order, and use means removing and inserting again."""
+        self._latest: Session | None = None
+        """The last of them, if it is still there: who sends a batch of commands uses one session many times."""
         self._reply_bytes = 0
         self._touched: dict[int, None] = {}
         """Ids whose record is not what memory says, or is to be deleted."""
@@ -98,6 +104,7 @@ class Sessions:
             self._remove(next(iter(self._sessions)))
         session = Session(index << POSITION_BITS | position, used_index=index, used_position=position)
         self._sessions[session.id] = session
+        self._latest = session
         self._touched[session.id] = None
         return session.id
 
@@ -108,10 +115,12 @@ class Sessions:
         self._remove(session_id)
         return True
 
-    def admit(self, stamp: SessionStamp, index: Index, position: int) -> Session | bytes | Failure:
-        """What to do with a stamped command: apply it (and `keep` its reply), answer the kept reply, or refuse."""
+    def admit(self, stamp: SessionStamp, index: Index, position: int) -> Session | Result:
+        """What to do with a stamped command: apply it in this session (and `keep` its reply), or answer this result."""
         session_id = stamp.session
-        session = self._sessions.pop(session_id, None)
+        session = self._latest
+        if session is None or session.id != session_id:
+            session = self._use(session_id)
         if session is None:
             return Failure(
                 SessionExpired.reason,
@@ -119,20 +128,16 @@ class Sessions:
                 f"{self._limits.sessions_max} in a shard), or never opened here; whether an earlier attempt of this "
                 f"command was applied is unknown",
             )
-        self._sessions[session_id] = session
-        self._touched[session_id] = None
         session.used_index = index
         session.used_position = position
         sequence = stamp.sequence
-        if stamp.first_unacked > session.first_unacked:
-            try:
-                check_stamp(stamp)
-            except InvalidRequest as refusal:
-                return Failure(refusal.reason, refusal.message)
-            self._acknowledge(session, stamp.first_unacked)
-        reply = session.replies.get(sequence)
-        if reply is not None:
-            return reply
+        first = stamp.first_unacked
+        if first > session.first_unacked:
+            if first > sequence:
+                return _refused_stamp(stamp)
+            self._acknowledge(session, first)
+        if sequence in session.replies:
+            return _kept_result(session.replies[sequence])
         first = session.first_unacked
         if first <= sequence < first + self._limits.window and session.reply_bytes < self._limits.reply_bytes_max:
             return session
@@ -140,10 +145,14 @@ class Sessions:
 
     def keep(self, session: Session, sequence: int, result: Result) -> None:
         """Keep the reply of a command that `admit` let through."""
-        if type(result) is Failure:
-            result = Failure(result.reason, "")
-        reply = encode_result(result)
-        size = len(reply) + REPLY_OVERHEAD_BYTES
+        if _is_plain(result):
+            reply: bytes | int = result.revision
+            size = PLAIN_REPLY_BYTES
+        else:
+            if type(result) is Failure:
+                result = Failure(result.reason, "")
+            reply = encode_result(result)
+            size = len(reply) + REPLY_OVERHEAD_BYTES
         assert sequence not in session.replies, f"session {session.id} answered {sequence} twice"
         session.replies[sequence] = reply
         session.reply_bytes += size
@@ -175,10 +184,10 @@ class Sessions:
             for sequence in range(session.first_unacked, first_unacked):
                 reply = replies.pop(sequence, None)
                 if reply is not None:
-                    freed += len(reply) + REPLY_OVERHEAD_BYTES
+                    freed += _size(reply)
         else:
             for sequence in [sequence for sequence in replies if sequence < first_unacked]:
-                freed += len(replies.pop(sequence)) + REPLY_OVERHEAD_BYTES
+                freed += _size(replies.pop(sequence))
         session.first_unacked = first_unacked
         session.reply_bytes -= freed
         self._reply_bytes -= freed
@@ -195,8 +204,19 @@ class Sessions:
             if session.reply_bytes and session is not current:
                 self._remove(session.id)
 
+    def _use(self, session_id: int) -> Session | None:
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            self._sessions[session_id] = session
+            self._latest = session
+            self._touched[session_id] = None
+        return session
+
     def _remove(self, session_id: int) -> None:
-        self._reply_bytes -= self._sessions.pop(session_id).reply_bytes
+        session = self._sessions.pop(session_id)
+        self._reply_bytes -= session.reply_bytes
+        if session is self._latest:
+            self._latest = None
         if session_id in self._flushed:
             self._touched[session_id] = None
         else:
@@ -219,6 +239,8 @@ class Sessions:
             self._flushed[session_id] = record_hash(key, record)
             self._hash += self._flushed[session_id]
         self._touched.clear()
+        # The next use, by whomever, has to be noted again.
+        self._latest = None
 
     @staticmethod
     def load(records: Records, limits: SessionLimits) -> "Sessions":
@@ -236,10 +258,34 @@ class Sessions:
         return sessions
 
 
-def kept_reply(reply: bytes) -> Result:
-    """The result of a kept reply, for a retry."""
+def _kept_result(reply: bytes | int) -> Result:
+    if isinstance(reply, int):
+        return WriteResult(Revision(reply))
     result = decode_result(reply)
     return Failure(result.reason, RETRIED_FAILURE) if isinstance(result, Failure) else result
+
+
+def _is_plain(result: Result) -> TypeGuard[WriteResult]:
+    """Whether a result is a write's that says nothing but its revision."""
+    return (
+        type(result) is WriteResult
+        and result.succeeded
+        and not result.deleted
+        and result.previous is None
+        and result.current is None
+    )
+
+
+def _size(reply: bytes | int) -> int:
+    return PLAIN_REPLY_BYTES if isinstance(reply, int) else len(reply) + REPLY_OVERHEAD_BYTES
+
+
+def _refused_stamp(stamp: SessionStamp) -> Failure:
+    try:
+        check_stamp(stamp)
+    except InvalidRequest as refusal:
+        return Failure(refusal.reason, refusal.message)
+    raise AssertionError(f"{stamp} was refused, and the check finds nothing")
 
 
 def session_key(session_id: int) -> bytes:
@@ -256,6 +302,8 @@ def _encode(session: Session) -> bytes:
         )
     ]
     for sequence, reply in replies:
+        if isinstance(reply, int):
+            reply = encode_result(WriteResult(Revision(reply)))
         parts.append(_REPLY.pack(sequence, len(reply)))
         parts.append(reply)
     return b"".join(parts)
@@ -275,8 +323,8 @@ def _decode(key: bytes, record: bytes) -> Session:
             sequence, size = _REPLY.unpack_from(body, at)
             at += _REPLY.size + size
             reply = body[at - size : at]
-            decode_result(reply)
-            session.replies[sequence] = reply
+            result = decode_result(reply)
+            session.replies[sequence] = result.revision if _is_plain(result) else reply
             session.reply_bytes += size + REPLY_OVERHEAD_BYTES
     except (struct_error, MalformedBytes) as error:
         raise damaged(key, record, f"is no session: {error}") from error

@@ -23,10 +23,9 @@ HASH_MASK = (1 << 128) - 1
 
 PAGE_SLOTS = 64
 PAGE_VERSION = 1
-_PAGE_HEAD = Struct(">B")
-_SLOT = Struct(">Q16s")
-"""Count of records, sum of their hashes."""
-_PAGE_BYTES = _PAGE_HEAD.size + PAGE_SLOTS * _SLOT.size
+_PAGE = Struct(">B" + "Q16s" * PAGE_SLOTS)
+"""Version; then for each slot the count of records and the sum of their hashes."""
+_NONE = (0, bytes(HASH_BYTES))
 
 assert SLOT_COUNT % PAGE_SLOTS == 0, f"{SLOT_COUNT} slots do not fill pages of {PAGE_SLOTS}"
 assert SLOT_COUNT // PAGE_SLOTS <= 1 << 16, "a page's number has two bytes in its record key"
@@ -73,15 +72,18 @@ class StateHash:
         self.touched.clear()
 
     def _encode(self, page: int) -> bytes | None:
-        parts = [_PAGE_HEAD.pack(PAGE_VERSION)]
+        counts, sums = self.counts, self.sums
+        fields: list[int | bytes] = []
         empty = True
         for slot in range(page * PAGE_SLOTS, (page + 1) * PAGE_SLOTS):
-            count = self.counts.get(slot, 0)
-            total = self.sums.get(slot, 0) & HASH_MASK
-            assert count > 0 or total == 0, f"slot {slot} has {count} records, and their hash is {total:#x}"
-            empty = empty and not count
-            parts.append(_SLOT.pack(count, total.to_bytes(HASH_BYTES, "big")))
-        return None if empty else b"".join(parts)
+            count = counts.get(slot)
+            if count:
+                empty = False
+                fields += (count, (sums[slot] & HASH_MASK).to_bytes(HASH_BYTES, "big"))
+            else:
+                assert not sums.get(slot, 0) & HASH_MASK, f"slot {slot} has no records, and their hash is {sums[slot]:#x}"
+                fields += _NONE
+        return None if empty else _PAGE.pack(PAGE_VERSION, *fields)
 
     @staticmethod
     def load(records: Records) -> "StateHash":
@@ -92,9 +94,10 @@ class StateHash:
             if body[0] > PAGE_VERSION:
                 raise newer(f"the hash page {key!r}", found=body[0], known=PAGE_VERSION)
             page = int.from_bytes(key[1:], "big")
-            if body[0] != PAGE_VERSION or len(body) != _PAGE_BYTES or page >= SLOT_COUNT // PAGE_SLOTS or len(key) != 3:
+            if body[0] != PAGE_VERSION or len(body) != _PAGE.size or page >= SLOT_COUNT // PAGE_SLOTS or len(key) != 3:
                 raise damaged(key, record, "is no page of hashes")
-            for offset, (count, digest) in enumerate(_SLOT.iter_unpack(body[_PAGE_HEAD.size :])):
+            fields = _PAGE.unpack(body)
+            for offset, (count, digest) in enumerate(zip(fields[1::2], fields[2::2], strict=True)):
                 if count:
                     state.counts[page * PAGE_SLOTS + offset] = count
                     state.sums[page * PAGE_SLOTS + offset] = int.from_bytes(digest, "big")
