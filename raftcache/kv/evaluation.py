@@ -47,6 +47,8 @@ class Evaluation:
         """What the command's writes will carry, if there are any: the shard's revision plus 1."""
         self.writes: dict[bytes, KeyEntry | None] = {}
         """Key -> what it is to be; None = deleted. In the order of the operations."""
+        self._seen: dict[bytes, KeyEntry | None] = {}
+        """What was read, and then written: own writes are seen, and no record is read twice."""
 
     @property
     def revision_after(self) -> Revision:
@@ -98,7 +100,10 @@ class Evaluation:
                 assert_never(condition.kind)
 
     def _entry(self, key: bytes) -> KeyEntry | None:
-        return self.writes[key] if key in self.writes else self._read(key)
+        if key in self._seen:
+            return self._seen[key]
+        entry = self._seen[key] = self._read(key)
+        return entry
 
     def _evaluate(self, operation: TransactionOperation) -> OperationResult:
         key = operation.key
@@ -116,7 +121,7 @@ class Evaluation:
                     return WriteResult(self._revision, False, None, entry)
                 if entry is None:
                     return WriteResult(self._revision)
-                self.writes[key] = None
+                self.writes[key] = self._seen[key] = None
                 return WriteResult(self._revision, True, entry if operation.return_previous else None, None, True)
             case CompareAndSwap():
                 if (None if entry is None else entry.value) != operation.expected:
@@ -137,10 +142,12 @@ class Evaluation:
                 assert_never(operation)
 
     def _set(self, key: bytes, value: bytes, before: KeyEntry | None) -> None:
+        revision = self._revision
         if before is None:
-            self.writes[key] = KeyEntry(key, value, 1, self._revision, self._revision)
+            entry = KeyEntry(key, value, 1, revision, revision)
         else:
-            self.writes[key] = KeyEntry(key, value, before.version + 1, before.create_revision, self._revision)
+            entry = KeyEntry(key, value, before.version + 1, before.create_revision, revision)
+        self.writes[key] = self._seen[key] = entry
 
 
 def number_of(entry: KeyEntry) -> int:

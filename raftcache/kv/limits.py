@@ -95,6 +95,12 @@ class KvLimits:
             value = getattr(self, name)
             if not 1 <= value <= ceiling:
                 raise ConfigError(f"limits.{name} is {value}; it must lie in [1, {ceiling}]")
+        if self.session_reply_bytes_max > self.session_reply_bytes_total_max:
+            raise ConfigError(
+                f"limits.session_reply_bytes_max is {self.session_reply_bytes_max}, which is more than the "
+                f"{self.session_reply_bytes_total_max} of limits.session_reply_bytes_total_max: one session could push "
+                f"out all others"
+            )
 
 
 CEILINGS = KvLimits(

@@ -33,7 +33,6 @@ from raftcache.kv.codec import MalformedBytes, decode_batch
 from raftcache.kv.evaluation import Evaluation
 from raftcache.kv.layout import (
     CRC_RESIDUE,
-    DATA_PREFIX_BYTES,
     DEFAULT_PREFIX,
     KEY_LENGTHS,
     RECORD_BYTES_MIN,
@@ -84,7 +83,7 @@ from raftcache.kv.records import Records
 from raftcache.kv.scan import scan
 from raftcache.kv.sessions import Session, Sessions
 from raftcache.kv.slots import SHARD_WIDE, SLOT_COUNT, slot_of
-from raftcache.kv.state_hash import PAGE_SLOTS, StateHash
+from raftcache.kv.state_hash import StateHash
 from raftcache.kv.verification import Verification, verify
 
 
@@ -304,6 +303,7 @@ class Machine:
         A scan concerns the shard (`slot` -1), or is refused where the shard does not own `slot`; its limits are cut to
         those of this node. Raises: `Corruption`, `UnsupportedVersion`.
         """
+        assert not self._halted, f"read after an entry past {self.applied_index} was half applied"
         if type(operation) is Get:
             key = operation.key
             if operation.namespace == DEFAULT_NAMESPACE:
@@ -370,7 +370,7 @@ class Machine:
                 return self._wrong_shard(slot)
         match operation:
             case Put() | Delete() | CompareAndSwap() | Increment() | Transaction():
-                return self._evaluate(operation)
+                return self._evaluate(operation, slot)
             case OpenSession():
                 return SessionResult(self.revision, self._sessions.open(index, position))
             case CloseSession():
@@ -415,19 +415,17 @@ class Machine:
         # `record_hash`, inlined like the rest: its call is a tenth of what it takes.
         hash_sum += int.from_bytes(blake2b(hashed + record, digest_size=16).digest(), "big")
         hashes.sums[slot] = hash_sum
-        hashes.touched[slot // PAGE_SLOTS] = None
+        hashes.touched[slot] = None
         self.revision = revision
         return WriteResult(revision)
 
-    def _evaluate(self, operation: Put | Delete | CompareAndSwap | Increment | Transaction) -> Result:
-        prefix = data_prefix(operation.namespace)
+    def _evaluate(self, operation: Put | Delete | CompareAndSwap | Increment | Transaction, slot: Slot) -> Result:
+        prefix = DEFAULT_PREFIX if operation.namespace == DEFAULT_NAMESPACE else data_prefix(operation.namespace)
         loaded: dict[bytes, bytes | None] = {}
 
         def read(key: bytes) -> KeyEntry | None:
             record_key = prefix + key
-            if key not in loaded:
-                loaded[key] = self._records.get(record_key)
-            record = loaded[key]
+            record = loaded[key] = self._records.get(record_key)
             return None if record is None else decode_record(record_key, record)
 
         evaluation = Evaluation(read, revision=Revision(self.revision + 1))
@@ -441,12 +439,12 @@ class Machine:
             return Failure(refusal.reason, refusal.message)
         # From here on nothing can refuse.
         for key, entry in evaluation.writes.items():
-            self._write(prefix + key, loaded[key], entry)
+            # All keys of a command share its slot, but for those of the system namespace.
+            self._write(prefix + key, slot if slot != SHARD_WIDE else slot_of(key), loaded[key], entry)
         self.revision = evaluation.revision_after
         return result
 
-    def _write(self, record_key: bytes, old: bytes | None, entry: KeyEntry | None) -> None:
-        slot = slot_of(record_key[DATA_PREFIX_BYTES:])
+    def _write(self, record_key: bytes, slot: Slot, old: bytes | None, entry: KeyEntry | None) -> None:
         hash_delta = 0 if old is None else -record_hash(record_key, old)
         count = 0 if old is None else -1
         if entry is None:

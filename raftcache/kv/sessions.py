@@ -145,6 +145,9 @@ class Sessions:
 
     def keep(self, session: Session, sequence: int, result: Result) -> None:
         """Keep the reply of a command that `admit` let through."""
+        if session is not self._latest and session.id not in self._sessions:
+            # The command itself ended its session: by closing it, or by opening one too many.
+            return
         if _is_plain(result):
             reply: bytes | int = result.revision
             size = PLAIN_REPLY_BYTES
