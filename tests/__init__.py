@@ -1,0 +1,1 @@
+"""Tests of raftcache, one package per layer."""
