@@ -100,10 +100,10 @@ contracts: setup
 # --- Generated code -----------------------------------------------------------------------------------------------
 
 proto: setup
-	proto/generate.sh
+	PYTHON=$(BIN)/python proto/generate.sh
 
 proto-drift: setup
-	proto/generate.sh --check
+	PYTHON=$(BIN)/python proto/generate.sh --check
 
 # --- To look at ---------------------------------------------------------------------------------------------------
 
@@ -117,5 +117,5 @@ sim: setup
 	$(BIN)/python -m pytest -q tests/simulation $(PYTEST_ARGS)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-proto .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
