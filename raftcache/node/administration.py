@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raftcache.errors import (
     InvalidRequest,
@@ -50,6 +51,8 @@ INIT_TIMEOUT_NS = 20_000 * MS
 """A node creates and syncs its first replicas: with 64 shards some seconds on a slow disk."""
 POLL_SECONDS = 0.05
 
+_Outcome = TypeVar("_Outcome")
+
 
 class Administrator:
     """Implements `node.api.Administration` over a `Host`."""
@@ -65,15 +68,17 @@ class Administrator:
             return unwrap(self._host.answer(kind, json.dumps(document).encode()))
         payload = json.dumps(document).encode()
         deadline_ns = self._host.clock.monotonic_ns() + timeout_ns
-        return unwrap(
-            await _future(lambda done: self._host.network.request(node, kind, payload, done, deadline_ns))
-        )
+        return unwrap(await _future(lambda done: self._host.network.request(node, kind, payload, done, deadline_ns)))
 
     async def _errand(self, address: str, kind: int, payload: bytes, timeout_ns: int) -> dict[str, Any]:
         """One request to whoever lives at an address."""
         deadline_ns = self._host.clock.monotonic_ns() + timeout_ns
         return unwrap(
-            await _future(lambda done: self._host.network.errand(parse_address(address), kind, payload, done, deadline_ns))
+            await _future(
+                lambda done: self._host.network.request_address(
+                    parse_address(address), kind, payload, done, deadline_ns
+                )
+            )
         )
 
     # --- A new cluster ------------------------------------------------------------------------------------------------
@@ -183,7 +188,7 @@ class Administrator:
         engine = self._host.running()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Directory | RaftCacheError] = loop.create_future()
-        engine.keeper.update(transform, lambda outcome: future.done() or future.set_result(outcome))
+        engine.keeper.update(transform, partial(_settle, future))
         outcome = await future
         if isinstance(outcome, RaftCacheError):
             raise outcome
@@ -217,9 +222,7 @@ class Administrator:
         summary = f"shard {shard}: {change.describe()}; failure tolerance {before} now, {after} after"
         if dry_run:
             return f"{summary} (dry run: nothing was changed)"
-        await self._update(
-            lambda directory: with_change(directory, shard, action=action, node=node, target=target)
-        )
+        await self._update(lambda directory: with_change(directory, shard, action=action, node=node, target=target))
         return summary
 
     def _tolerance(self, info: ClusterInfo, shard: DirectoryShard, change: ReplicaChange) -> tuple[int, int]:
@@ -280,9 +283,15 @@ def _with_epoch(directory: Directory) -> bytes:
     return directory.epoch.to_bytes(8, "little") + directory.encode()
 
 
+def _settle(future: asyncio.Future[_Outcome], outcome: _Outcome) -> None:
+    # Whoever asked may have given up (a cancelled call).
+    if not future.done():
+        future.set_result(outcome)
+
+
 async def _future(start: Callable[[Callable[[bytes | RaftCacheError], None]], None]) -> bytes:
     future: asyncio.Future[bytes | RaftCacheError] = asyncio.get_running_loop().create_future()
-    start(lambda outcome: future.done() or future.set_result(outcome))
+    start(partial(_settle, future))
     outcome = await future
     if isinstance(outcome, RaftCacheError):
         raise outcome

@@ -92,9 +92,7 @@ class Checkpointing:
         """Takes a checkpoint of the state as it is now."""
         machine = replica.machine
         assert machine is not None, f"replica {replica.replica_id} has no state to checkpoint"
-        meta = SnapshotMeta(
-            machine.applied_index, machine.applied_term, decode_configuration(machine.configuration)
-        )
+        meta = SnapshotMeta(machine.applied_index, machine.applied_term, decode_configuration(machine.configuration))
         covered = replica.checkpoint_log_bytes
         self._running = replica.replica_id
         try:
@@ -226,11 +224,7 @@ class Incoming:
 
     def finish(self, done: Callable[[bool], None]) -> None:
         """All chunks are there. `done` says whether the snapshot was verified and handed to the core."""
-        self._incoming.finish(
-            lambda result: self._owner._on_received(self._replica, self._message, result, done)
-        )
+        self._incoming.finish(lambda result: self._owner._on_received(self._replica, self._message, result, done))
 
     def abort(self) -> None:
         self._incoming.abandon()
-
-

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from raftcache.errors import InvalidRequest, PreconditionFailed, UnsupportedVersion
-from raftcache.ids import CATALOG_SHARD, ClusterId, NodeId, ReplicaId, ShardId, Slot
+from raftcache.ids import ClusterId, NodeId, ReplicaId, ShardId, Slot
 from raftcache.kv.slots import SLOT_COUNT
 
 DIRECTORY_KEY = b"directory"
@@ -157,7 +157,8 @@ def _decode_shard(entry: dict[str, Any]) -> DirectoryShard:
         shard=ShardId(entry["shard"]),
         ranges=tuple((Slot(lo), Slot(hi)) for lo, hi in entry["ranges"]),
         replicas=tuple(
-            DirectoryReplica(ReplicaId(r["replica"]), NodeId(int(r["node"])), r["membership"]) for r in entry["replicas"]
+            DirectoryReplica(ReplicaId(r["replica"]), NodeId(int(r["node"])), r["membership"])
+            for r in entry["replicas"]
         ),
         change=None if entry["change"] is None else ReplicaChange(**entry["change"]),
     )
@@ -243,7 +244,11 @@ def with_change(
         incoming_id = present.replica
     change = ReplicaChange(action, incoming_id, outgoing.replica if outgoing else ReplicaId(0))
     if shard.change is not None:
-        if (shard.change.action, shard.change.incoming, shard.change.outgoing) == (action, incoming_id, change.outgoing):
+        if (shard.change.action, shard.change.incoming, shard.change.outgoing) == (
+            action,
+            incoming_id,
+            change.outgoing,
+        ):
             return directory
         raise PreconditionFailed(
             f"shard {shard_id} has a change in progress ({shard.change.describe()}); "
@@ -271,7 +276,9 @@ def _ends(
             if here is None:
                 return None, None
             if len(shard.voters()) == 1 and here.membership == "voter":
-                raise PreconditionFailed(f"replica {here.replica} is the only voter of shard {shard.shard}; add one first")
+                raise PreconditionFailed(
+                    f"replica {here.replica} is the only voter of shard {shard.shard}; add one first"
+                )
             return None, here
         case "move":
             if target is None or target == node:
@@ -300,6 +307,4 @@ def with_change_done(
         for replica in shard.replicas
         if replica.replica in voters or replica.replica in learners
     )
-    return replace(
-        directory, shards=directory.shards | {shard_id: replace(shard, replicas=members, change=None)}
-    )
+    return replace(directory, shards=directory.shards | {shard_id: replace(shard, replicas=members, change=None)})

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import random as random_module
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
 from raftcache.clock import Clock
@@ -30,6 +30,7 @@ from raftcache.ids import CATALOG_SHARD, NO_REPLICA, Index, NodeId, ReplicaId, S
 from raftcache.kv.limits import KvLimits
 from raftcache.kv.machine import Machine
 from raftcache.kv.operations import SYSTEM_NAMESPACE, Get, GetResult
+from raftcache.kv.slots import SHARD_WIDE
 from raftcache.node.api import ReplySink, Request
 from raftcache.node.checkpointing import Checkpointing
 from raftcache.node.directory import DIRECTORY_KEY, Directory
@@ -50,7 +51,7 @@ from raftcache.raft.messages import (
     Ready,
     Role,
 )
-from raftcache.storage.state import StateLost, StateStore
+from raftcache.storage.state import OutgoingCheckpoint, StateLost, StateStore
 from raftcache.storage.wal import ReplicaWrite, Wal
 
 KEEP_LOG_TICKS = 10
@@ -73,7 +74,12 @@ class Network(Protocol):
         deadline_ns: int,
     ) -> None: ...
     def send_snapshot(
-        self, node: NodeId, shard: ShardId, message: InstallSnapshot, reader: object, on_done: Callable[[bool], None]
+        self,
+        node: NodeId,
+        shard: ShardId,
+        message: InstallSnapshot,
+        source: OutgoingCheckpoint,
+        on_done: Callable[[bool], None],
     ) -> None: ...
     def connected(self, node: NodeId) -> bool: ...
 
@@ -173,7 +179,7 @@ class Engine:
                 replica.state.close_clean()
         self.wal.close()
 
-    def submit(self, requests: list[Request], sink: ReplySink) -> None:
+    def submit(self, requests: Sequence[Request], sink: ReplySink) -> None:
         """See `node.api.Submit`."""
         self.router.submit(requests, sink)
 
@@ -202,7 +208,8 @@ class Engine:
                 log.set_snapshot(newest)
             if log.term(applied) != machine.applied_term:
                 # A crash came between installing a snapshot and the log's record of it: finish the installation.
-                assert newest is not None and newest.index == applied, f"state at {applied} is not in the log"
+                assert newest is not None, f"a state at {applied} that no checkpoint vouches for is not in the log"
+                assert newest.index == applied, f"the state is at {applied}, its checkpoint at {newest.index}"
                 self.wal.write([ReplicaWrite(replica_id, snapshot=newest)])
                 self.wal.sync()
         raft = Raft(
@@ -236,7 +243,9 @@ class Engine:
         )
         self.replicas[replica_id] = replica
         self._by_shard[shard] = replica
-        self.observer.event("replica_opened", shard=shard, replica=replica_id, applied=applied, last_index=log.last_index())
+        self.observer.event(
+            "replica_opened", shard=shard, replica=replica_id, applied=applied, last_index=log.last_index()
+        )
         return replica
 
     def _create_replica(self, replica_id: ReplicaId, shard: ShardId) -> None:
@@ -281,7 +290,9 @@ class Engine:
             try:
                 self._open_replica(replica.replica_id, replica.shard)
             except (Corruption, StateLost) as error:
-                self.observer.event("replica_stopped", shard=replica.shard, replica=replica.replica_id, reason=str(error))
+                self.observer.event(
+                    "replica_stopped", shard=replica.shard, replica=replica.replica_id, reason=str(error)
+                )
 
         self.between_syncs(reopen)
 
@@ -611,6 +622,13 @@ class Engine:
         hint = self._leader_hints.get(shard)
         return hint if hint is not None else self.nearest_node(shard)
 
+    def known_leader(self, shard: ShardId) -> NodeId | None:
+        """The node that leads the shard, this one included, as far as it is *known* here; never a guess."""
+        replica = self._by_shard.get(shard)
+        if replica is None:
+            return self._leader_hints.get(shard)
+        return self.node if replica.leads else self.leader_node(shard)
+
     def choose(self, nodes: list[NodeId]) -> NodeId:
         return self._random.choice(nodes)
 
@@ -636,9 +654,7 @@ class Engine:
     def _on_leader_change(self, replica: Replica) -> None:
         replica.known_leader = replica.raft.leader
         replica.leader_changes += 1
-        self.observer.event(
-            "leader_changed", shard=replica.shard, term=replica.raft.term, leader=replica.raft.leader
-        )
+        self.observer.event("leader_changed", shard=replica.shard, term=replica.raft.term, leader=replica.raft.leader)
         if replica.raft.leader != NO_REPLICA:
             self.router.unpark(replica.shard)
 
@@ -652,14 +668,9 @@ class Engine:
     def _read_directory(self, replica: Replica) -> None:
         """The catalog's own replica is the first to see a new directory: it applies it."""
         assert replica.machine is not None, "only called after an apply"
-        result = replica.machine.read(Get(DIRECTORY_KEY, namespace=SYSTEM_NAMESPACE), self.catalog_slot())
+        result = replica.machine.read(Get(DIRECTORY_KEY, namespace=SYSTEM_NAMESPACE), SHARD_WIDE)
         if isinstance(result, GetResult) and result.entry is not None and result.entry.version > self.directory.epoch:
             self.adopt(Directory.decode(result.entry.value, result.entry.version))
-
-    @staticmethod
-    def catalog_slot() -> int:
-        """System commands belong to the shard as a whole."""
-        return -1
 
     def adopt(self, directory: Directory, *, force: bool = False) -> None:
         """Takes a newer directory: routes, addresses, and which replicas this node is to have."""
@@ -699,9 +710,7 @@ class Engine:
             candidates = [
                 (progress.match, -peer)
                 for peer, progress in replica.raft.progress.items()
-                if peer != replica.replica_id
-                and peer in replica.raft.configuration.voters
-                and progress.recent_active
+                if peer != replica.replica_id and peer in replica.raft.configuration.voters and progress.recent_active
             ]
             if not candidates:
                 return NO_REPLICA

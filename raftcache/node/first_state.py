@@ -5,6 +5,7 @@ later ever does this: a later member starts from nothing and is sent a snapshot.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from raftcache.ids import CATALOG_SHARD, Index, NodeId, ReplicaId, ShardId, Slot, Term
 from raftcache.kv.codec import encode_batch
@@ -48,6 +49,10 @@ def write_first_state(records: Records, directory: Directory, shard: DirectorySh
         machine.flush()
 
 
+def _write(directory: Directory, shard: DirectoryShard, limits: KvLimits, records: Records) -> None:
+    write_first_state(records, directory, shard, limits)
+
+
 def create_first_replicas(
     directory: Directory,
     node: NodeId,
@@ -61,9 +66,7 @@ def create_first_replicas(
         if placed is None:
             continue
         state = open_state(placed.replica, shard.shard)
-        state.bootstrap(
-            first_meta(shard), lambda records, shard=shard: write_first_state(records, directory, shard, limits)
-        )
+        state.bootstrap(first_meta(shard), partial(_write, directory, shard, limits))
         state.discard_live()
         wal.create(placed.replica, shard.shard, first_meta(shard))
     wal.sync()

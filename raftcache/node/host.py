@@ -47,7 +47,7 @@ from raftcache.storage.wal import Wal
 class HostNetwork(Network, Protocol):
     """What a host needs beyond an engine's network: to ask an address, and to say which cluster it now belongs to."""
 
-    def errand(
+    def request_address(
         self,
         address: tuple[str, int],
         kind: int,
@@ -55,7 +55,7 @@ class HostNetwork(Network, Protocol):
         on_reply: Callable[[bytes | RaftCacheError], None],
         deadline_ns: int,
     ) -> None: ...
-    def joined(self, cluster: ClusterId) -> None: ...
+    def set_cluster(self, cluster: ClusterId) -> None: ...
 
 
 class Home(Protocol):
@@ -254,7 +254,7 @@ class Host:
         self._home.save_directory(directory)
         self._home.join_cluster(directory.cluster)
         self.cluster = directory.cluster
-        self.network.joined(directory.cluster)
+        self.network.set_cluster(directory.cluster)
         self._observer.event("joined_cluster", cluster=directory.cluster, epoch=directory.epoch)
         self._start(directory, wal)
 

@@ -85,9 +85,7 @@ class Keeper:
         """Applies `transform` to the directory in the catalog. `done` gets the directory as it then stands, or the error."""
         self._attempt(transform, done, UPDATE_ATTEMPTS_MAX)
 
-    def _attempt(
-        self, transform: Transform, done: Callable[[Directory | RaftCacheError], None], attempts: int
-    ) -> None:
+    def _attempt(self, transform: Transform, done: Callable[[Directory | RaftCacheError], None], attempts: int) -> None:
         if attempts == 0:
             done(Unavailable("the directory kept changing under this change; try again"))
             return
@@ -250,4 +248,3 @@ class Keeper:
                 self._engine.adopt(outcome)
 
         self.update(transform, done)
-

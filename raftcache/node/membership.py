@@ -109,4 +109,3 @@ def tolerance_of(configuration: Configuration, change: ReplicaChange, live: set[
     after.discard(change.outgoing)
     live_after = live | ({change.incoming} if change.incoming != NO_REPLICA else set())
     return Tolerance(failure_tolerance(before, live), failure_tolerance(after, live_after))
-

@@ -188,7 +188,9 @@ class Replica:
             self._apply(ready.committed)
         for context in ready.reads_dropped:
             for request, sink in self._reads_in_flight.pop(context, ()):
-                self._refuse(request, sink, NotLeader(f"shard {self.shard}: leadership was lost before the read was confirmed"))
+                self._refuse(
+                    request, sink, NotLeader(f"shard {self.shard}: leadership was lost before the read was confirmed")
+                )
         if ready.read_states:
             self._hold_reads(ready.read_states)
         if self._reads_ready:
@@ -309,7 +311,9 @@ class Replica:
             _, batch = self._proposed.pop(proposed)
             for request, sink in batch:
                 if not request.answered:
-                    self._refuse(request, sink, OutcomeUnknown("a snapshot replaced the log while the write was in flight"))
+                    self._refuse(
+                        request, sink, OutcomeUnknown("a snapshot replaced the log while the write was in flight")
+                    )
 
     def busy(self) -> bool:
         """Whether the next turn has something to propose or to ask."""

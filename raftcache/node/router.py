@@ -196,8 +196,8 @@ class Router:
         nearest = self._places.nearest_node(shard)
         for request, sink in waiting:
             if request.forwarded or nearest is None:
-                error = Unavailable(f"no reachable node has a replica of shard {shard}")
-                self._deliver(request, sink, Reply(request.token, error, shard))
+                nowhere = Unavailable(f"no reachable node has a replica of shard {shard}")
+                self._deliver(request, sink, Reply(request.token, nowhere, shard))
         onward = [pair for pair in waiting if not pair[0].forwarded]
         if onward and nearest is not None:
             self._send(shard, nearest, onward, now_ns)
@@ -305,7 +305,9 @@ class Router:
                 if request.give_up_ns > now_ns:
                     kept.append((request, sink))
                 elif request.deadline_ns <= now_ns:
-                    late = DeadlineExpired(f"the deadline passed while shard {shard} had no leader; nothing was proposed")
+                    late = DeadlineExpired(
+                        f"the deadline passed while shard {shard} had no leader; nothing was proposed"
+                    )
                     self._deliver(request, sink, Reply(request.token, late, shard))
                 else:
                     self._deliver(request, sink, Reply(request.token, self._no_leader(shard), shard))

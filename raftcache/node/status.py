@@ -42,7 +42,9 @@ def local_status(engine: Engine, version: str) -> dict[str, Any]:
                 "voters": list(raft.configuration.voters),
                 "learners": list(raft.configuration.learners),
                 "joint": bool(raft.configuration.voters_outgoing),
-                "match": {str(p): [x.match, x.recent_active] for p, x in raft.progress.items()} if replica.leads else {},
+                "match": {str(p): [x.match, x.recent_active] for p, x in raft.progress.items()}
+                if replica.leads
+                else {},
                 "waiting_for": engine.keeper.waiting_for.get(replica.shard, ""),
             }
         )
@@ -110,7 +112,11 @@ def _shard_info(
     matches = leading["match"] if leading is not None else {}
     for placed in shard.replicas:
         report = reports.get(placed.replica)
-        match = leading["last"] if leading is not None and placed.replica == leader else matches.get(str(placed.replica), [None])[0]
+        match = (
+            leading["last"]
+            if leading is not None and placed.replica == leader
+            else matches.get(str(placed.replica), [None])[0]
+        )
         info.replicas.append(
             ReplicaInfo(
                 replica=placed.replica,

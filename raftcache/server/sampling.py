@@ -5,6 +5,7 @@ from raftcache.node.host import Host
 from raftcache.node.replica import Replica
 from raftcache.node.status import ROLE_NAMES
 from raftcache.telemetry.samples import NodeSample, PeerSample, ShardSample
+from raftcache.transport.links import LinkState
 from raftcache.transport.peers import PeerNetwork
 
 
@@ -52,12 +53,12 @@ def _shard(replica: Replica) -> ShardSample:
 def _peers(network: PeerNetwork) -> list[PeerSample]:
     return [
         PeerSample(
-            peer=str(node),
-            connected=state.connected,
-            send_failures=state.dropped,
-            queue_bytes=state.bytes_waiting,
-            sent_bytes=state.traffic.sent_bytes,
-            received_bytes=state.traffic.received_bytes,
+            peer=str(status.node),
+            connected=status.state is LinkState.UP,
+            send_failures=status.traffic.messages_dropped,
+            queue_bytes=status.queued_bytes,
+            sent_bytes=status.traffic.bytes_sent,
+            received_bytes=status.traffic.bytes_received,
         )
-        for node, state in network.states().items()
+        for status in network.status()
     ]

@@ -1,0 +1,440 @@
+"""The composition root: from a configuration to a serving node, until SIGTERM.
+
+    config ─► data directory (locked) ─► peer network ─► host ─► gateway ─► front
+                                             │            └► engine, once there is a cluster
+                                          admin HTTP: /livez from the first moment, /readyz when shards have leaders
+
+Rules of this file:
+- everything is built here and handed down; nothing below reaches for a global;
+- the order of stopping is the order in which clients notice least: not ready, leaderships handed over, front drained,
+  state closed clean, peers told goodbye;
+- an error that an operator can mend is a `RaftCacheError` with a sentence that says how; it ends `serve` with exit status 1.
+"""
+
+import asyncio
+import gc
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from prometheus_client import CollectorRegistry
+
+from raftcache.clock import NS_PER_MS, NS_PER_SECOND, SystemClock
+from raftcache.config.rules import parse_address
+from raftcache.config.settings import Config
+from raftcache.edge import grpcio_front
+from raftcache.edge.grpcio_front import GrpcFront, GrpcFrontConfig
+from raftcache.errors import ConfigError
+from raftcache.gateway.gateway import Gateway, GatewaySettings
+from raftcache.gateway.handlers import handlers_of
+from raftcache.gateway.routes import DirectoryRoutes
+from raftcache.ids import NO_REPLICA, NodeId, ReplicaId, ShardId
+from raftcache.kv.limits import KvLimits
+from raftcache.node.directory import Directory, DirectoryNode
+from raftcache.node.host import Host
+from raftcache.node.kinds import KIND_IDENTIFY, KIND_INIT, KIND_JOIN
+from raftcache.node.settings import EngineSettings
+from raftcache.server import admin_http
+from raftcache.server.home import DiskHome
+from raftcache.server.interpreter import require_assertions
+from raftcache.server.loop import LoopScheduler, Ticker
+from raftcache.server.peer_handler import HostHandler
+from raftcache.server.sampling import sample
+from raftcache.storage.data_directory import NO_CLUSTER, DataDirectory
+from raftcache.storage.disk import OsDisk, exit_process
+from raftcache.storage.lmdb_records import LmdbConfig
+from raftcache.storage.lmdb_state import lmdb_state_store
+from raftcache.storage.state import StateConfig, StateStore
+from raftcache.storage.wal import WalConfig
+from raftcache.telemetry.logging import Logging, standard_error
+from raftcache.telemetry.loop_lag import LoopLag
+from raftcache.telemetry.metrics import Metrics, NodeCollector, render
+from raftcache.telemetry.observer import TelemetryObserver
+from raftcache.transport.local_node import PeerSettings
+from raftcache.transport.peers import PeerNetwork
+from raftcache.transport.tls import PeerTls, TlsFiles, check_listen_address, peer_tls, read_pem
+from raftcache.version import VERSION
+
+BOOTSTRAP_KINDS = frozenset({KIND_IDENTIFY, KIND_INIT, KIND_JOIN})
+DRAIN_SECONDS = 5.0
+"""To hand over all leaderships: each takes one round trip; five seconds are for a successor that must catch up first."""
+DRAIN_POLL_SECONDS = 0.02
+MESSAGE_SLACK_BYTES = 64 << 10
+"""Received beyond the largest request, so that the gateway's refusal, which says what to do, is what callers see."""
+FRONT_GRACE_SECONDS = 5.0
+"""For calls in flight when the front stops; they are answered in milliseconds, or wait for a leader elsewhere."""
+
+
+def engine_settings(config: Config) -> EngineSettings:
+    """The engine's limits from the configuration's sections."""
+    raft, storage, limits = config.raft, config.storage, config.limits
+    return EngineSettings(
+        tick_ns=raft.tick_ms * NS_PER_MS,
+        election_timeout_ticks=raft.election_timeout_ticks,
+        heartbeat_ticks=raft.heartbeat_ticks,
+        entry_bytes_max=raft.entry_bytes_max,
+        entry_commands_max=raft.entry_commands_max,
+        batches_in_flight_max=raft.batches_in_flight_max,
+        in_flight_requests_max=limits.in_flight_requests_max,
+        in_flight_bytes_max=limits.in_flight_bytes_max,
+        patience_ns=limits.patience_ms * NS_PER_MS,
+        commit_commands_max=storage.commit_commands_max,
+        commit_bytes_max=storage.commit_bytes_max,
+        commit_interval_ns=storage.commit_interval_ms * NS_PER_MS,
+        log_bytes_per_checkpoint=storage.log_bytes_per_checkpoint,
+        trailing_log_bytes=storage.trailing_log_bytes,
+        log_bytes_max=storage.log_bytes_max,
+        learner_lag_entries_max=raft.learner_lag_entries_max,
+        snapshots_out_max=raft.snapshots_out_max,
+        sync_inline_below_ns=storage.sync_inline_below_us * 1000,
+        committed_bytes_per_ready=raft.committed_bytes_max_per_ready,
+        append_bytes_max=raft.append_bytes_max,
+        inflight_messages_max=raft.inflight_messages_max,
+        inflight_bytes_max=raft.inflight_bytes_max,
+        uncommitted_bytes_max=raft.uncommitted_bytes_max,
+        reads_pending_max=raft.reads_pending_max,
+        disk_free_bytes_min=storage.disk_free_bytes_min,
+    )
+
+
+def kv_limits(config: Config) -> KvLimits:
+    """The data model's limits from the configuration."""
+    limits = config.limits
+    return KvLimits(
+        key_bytes_max=limits.key_bytes_max,
+        value_bytes_max=limits.value_bytes_max,
+        transaction_operations_max=limits.transaction_operations_max,
+        transaction_bytes_max=limits.batch_bytes_max,
+        scan_entries_max=limits.scan_entries_max,
+        scan_bytes_max=limits.scan_bytes_max,
+    )
+
+
+@dataclass(slots=True)
+class Ports:
+    """The addresses that a started node got."""
+
+    client: tuple[str, int]
+    peer: tuple[str, int]
+    admin: tuple[str, int]
+
+
+class NodeProcess:
+    """One node. `run` serves until `stop` is called or a signal comes."""
+
+    def __init__(self, config: Config, *, on_ready: Callable[[Ports], None] = lambda ports: None) -> None:
+        require_assertions()
+        self._config = config
+        self._on_ready = on_ready
+        self._clock = SystemClock()
+        self._stopping = asyncio.Event()
+        self._draining = False
+        self._disk = OsDisk()
+
+    def stop(self) -> None:
+        """Begins a clean shutdown; `run` returns when it is done."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Raises: `RaftCacheError` with what to do, where the node cannot start."""
+        config = self._config
+        self._check_addresses()
+        data = DataDirectory.open(
+            self._disk,
+            os.path.abspath(config.node.data_dir),
+            process_id=os.getpid(),
+            new_node_id=lambda: NodeId(secrets.randbits(62) + 1),
+        )
+        try:
+            await self._serve(data)
+        finally:
+            data.close()
+
+    def _check_addresses(self) -> None:
+        listen, tls = self._config.listen, self._config.tls
+        check_listen_address(parse_address(listen.client)[0], tls=bool(tls.client_cert), insecure=tls.insecure)
+        check_listen_address(parse_address(listen.peer)[0], tls=bool(tls.peer_cert), insecure=tls.insecure)
+        check_listen_address(parse_address(listen.admin)[0], tls=False, insecure=tls.insecure or bool(tls.peer_cert))
+
+    async def _serve(self, data: DataDirectory) -> None:
+        config, clock = self._config, self._clock
+        loop = asyncio.get_running_loop()
+        name = config.node.name or socket.gethostname()
+        log = Logging(
+            stream=standard_error(),
+            level=config.log.level,
+            format=config.log.format,
+            monotonic_ns=clock.monotonic_ns,
+            wall_ms=clock.wall_ms,
+            fields={"node_id": str(data.identity.node), "node": name},
+        )
+        metrics = Metrics(CollectorRegistry())
+        observer = TelemetryObserver(metrics, log)
+
+        def fatal(reason: str) -> NoReturn:
+            observer.event("node_fatal", reason=reason)
+            exit_process(reason)
+
+        home = DiskHome(self._disk, data, WalConfig(segment_bytes=config.storage.segment_bytes), fatal)
+        scheduler = LoopScheduler(loop, lambda error: fatal(f"{type(error).__name__}: {error}"))
+        handler = HostHandler(data, observer)
+        network = PeerNetwork(
+            self._peer_settings(),
+            cluster=home.cluster or NO_CLUSTER,
+            node=data.identity.node,
+            incarnation=data.identity.incarnation,
+            handler=handler,
+            address_of=handler.address_of,
+            clock=clock,
+            random=random.Random(secrets.randbits(64)),
+            tls=self._peer_tls(),
+            insecure=config.tls.insecure,
+            begin_snapshot=handler.on_snapshot,
+            bootstrap_kinds=BOOTSTRAP_KINDS,
+            report=observer.event,
+        )
+        with log.routed_stdlib():
+            async with asyncio.TaskGroup() as tasks:
+                peer = await network.start(tasks)
+                try:
+                    host = self._build_host(name, data, home, peer, network, scheduler, observer, fatal)
+                    handler.host = host
+                    await self._serve_cluster(host, network, peer, observer, metrics)
+                finally:
+                    await network.aclose()
+                    scheduler.close()
+        observer.event("node_stopped")
+        log.close()
+
+    def _build_host(
+        self,
+        name: str,
+        data: DataDirectory,
+        home: DiskHome,
+        peer: tuple[str, int],
+        network: PeerNetwork,
+        scheduler: LoopScheduler,
+        observer: TelemetryObserver,
+        fatal: Callable[[str], NoReturn],
+    ) -> Host:
+        config = self._config
+        loop = asyncio.get_running_loop()
+
+        def open_state(replica: ReplicaId, shard: ShardId) -> StateStore:
+            del shard
+            return lmdb_state_store(
+                data.replica_directory(replica),
+                post=loop.call_soon_threadsafe,
+                lmdb_config=LmdbConfig(map_bytes=config.storage.map_bytes),
+                config=StateConfig(free_bytes_min=config.storage.disk_free_bytes_min),
+                disk=self._disk,
+            )
+
+        listen = config.listen
+        entry = DirectoryNode(
+            data.identity.node,
+            name,
+            listen.advertise_peer or _joined(peer),
+            listen.advertised_client,
+            listen.advertised_admin,
+        )
+        return Host(
+            entry=entry,
+            cluster=home.cluster,
+            version=VERSION,
+            settings=engine_settings(config),
+            limits=kv_limits(config),
+            home=home,
+            open_state=open_state,
+            network=network,
+            scheduler=scheduler,
+            clock=self._clock,
+            random=random.Random(secrets.randbits(64)),
+            new_id=lambda: secrets.randbits(62) + 1,
+            observer=observer,
+            fatal=fatal,
+            disk_free=lambda: self._disk.free_bytes(data.path),
+        )
+
+    async def _serve_cluster(
+        self,
+        host: Host,
+        network: PeerNetwork,
+        peer: tuple[str, int],
+        observer: TelemetryObserver,
+        metrics: Metrics,
+    ) -> None:
+        config, clock = self._config, self._clock
+        metrics.registry.register(
+            NodeCollector(
+                lambda: sample(host, network, self._disk.free_bytes(config.node.data_dir)),
+                version=VERSION,
+                shard_metrics_max=config.telemetry.shard_metrics_max,
+            )
+        )
+        admin = admin_http.AdminServer(
+            admin_http.Handlers(
+                metrics=lambda accept: render(metrics.registry, accept),
+                ready=lambda: self._checks(host),
+                version={"version": VERSION, "python": sys.version.split()[0]},
+            )
+        )
+        admin_address = await _listening("listen.admin", config.listen.admin, admin.start)
+        ticker = Ticker(clock, config.raft.tick_ms * NS_PER_MS, lambda: _tick(host))
+        lag = LoopLag(
+            metrics.loop_lag,
+            clock.monotonic_ns,
+            stall_ns=config.raft.tick_ms * NS_PER_MS,
+            on_stall=lambda lag_ns: observer.event("loop_stalled", seconds=lag_ns / NS_PER_SECOND),
+        )
+        front = self._front(host)
+        try:
+            host.open()
+            # What recovery built lives as long as the process: no collection needs to look at it again.
+            gc.collect()
+            gc.freeze()
+            await front.start()
+            ticker.start()
+            lag.start()
+            ports = Ports((parse_address(config.listen.client)[0], front.port), peer, admin_address)
+            await front.set_serving(True)
+            observer.event(
+                "node_started", client=_joined(ports.client), peer=_joined(peer), admin=_joined(admin_address)
+            )
+            self._on_ready(ports)
+            await self._stopping.wait()
+            await self._shut_down(host, front, observer)
+        finally:
+            ticker.stop()
+            lag.stop()
+            if host.engine is not None:
+                host.engine.close()
+            await admin.stop()
+
+    async def _shut_down(self, host: Host, front: GrpcFront, observer: TelemetryObserver) -> None:
+        """Leaderships first, while everything still works; then the front; the rest is the caller's `finally`."""
+        self._draining = True
+        observer.event("node_draining")
+        engine = host.engine
+        if engine is not None:
+            give_up_ns = self._clock.monotonic_ns() + int(DRAIN_SECONDS * NS_PER_SECOND)
+            while engine.drain() and self._clock.monotonic_ns() < give_up_ns:
+                await asyncio.sleep(DRAIN_POLL_SECONDS)
+        await front.stop(FRONT_GRACE_SECONDS)
+
+    def _front(self, host: Host) -> GrpcFront:
+        config = self._config
+        limits, tls = config.limits, config.tls
+        nowhere = Directory(NO_CLUSTER, 0)
+        routes = DirectoryRoutes(
+            lambda: host.engine.directory if host.engine is not None else nowhere,
+            lambda shard: host.engine.known_leader(shard) if host.engine is not None else None,
+            host.node,
+        )
+        gateway = Gateway(
+            node=host,
+            routes=routes,
+            clock=self._clock,
+            kv_limits=kv_limits(config),
+            settings=GatewaySettings(
+                batch_operations_max=limits.batch_operations_max, batch_bytes_max=limits.batch_bytes_max
+            ),
+        )
+        files = None
+        if tls.client_cert:
+            # Without authorities of clients the certificate stands in for them in the check, and nobody is asked for one.
+            paths = TlsFiles(Path(tls.client_cert), Path(tls.client_key), Path(tls.client_ca or tls.client_cert))
+            key, chain, authorities = read_pem(paths)
+            files = grpcio_front.TlsFiles(chain, key, authorities if tls.client_ca else b"")
+        return GrpcFront(
+            handlers_of(gateway, host.administration),
+            GrpcFrontConfig(
+                address=config.listen.client,
+                message_bytes_max=limits.batch_bytes_max + MESSAGE_SLACK_BYTES,
+                in_flight_max=limits.in_flight_requests_max,
+                connections_max=limits.connections_max,
+                tls=files,
+            ),
+            self._clock,
+        )
+
+    def _checks(self, host: Host) -> list[admin_http.Check]:
+        """What readiness means: in a cluster, not draining, and every replica here works and knows a leader."""
+        engine = host.engine
+        checks = [
+            admin_http.Check("cluster", engine is not None, "" if engine is not None else "run `raftcache init`"),
+            admin_http.Check("draining", not self._draining, "shutting down" if self._draining else ""),
+        ]
+        if engine is None:
+            return checks
+        stopped = [f"shard {r.shard}: {r.stopped}" for r in engine.replicas.values() if r.stopped]
+        leaderless = [str(r.shard) for r in engine.replicas.values() if r.raft.leader == NO_REPLICA]
+        checks.append(admin_http.Check("replicas", not stopped, "; ".join(stopped)))
+        checks.append(
+            admin_http.Check(
+                "leaders", not leaderless, f"no leader known: {', '.join(leaderless)}" if leaderless else ""
+            )
+        )
+        checks.append(admin_http.Check("disk", not engine.router.refusing, engine.router.refusing))
+        return checks
+
+    def _peer_settings(self) -> PeerSettings:
+        config = self._config
+        advertise = config.listen.advertise_peer
+        return PeerSettings(
+            listen=parse_address(config.listen.peer),
+            advertise=parse_address(advertise) if advertise else None,
+            frame_bytes_max=config.limits.frame_bytes_max,
+            snapshots_out_max=config.raft.snapshots_out_max,
+        )
+
+    def _peer_tls(self) -> PeerTls | None:
+        tls = self._config.tls
+        if not tls.peer_cert:
+            return None
+        return peer_tls(TlsFiles(Path(tls.peer_cert), Path(tls.peer_key), Path(tls.peer_ca)))
+
+
+def _tick(host: Host) -> None:
+    if host.engine is not None:
+        host.engine.tick()
+
+
+def _joined(address: tuple[str, int]) -> str:
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+
+
+async def _listening(
+    setting: str, address: str, start: Callable[[str, int], Awaitable[tuple[str, int]]]
+) -> tuple[str, int]:
+    try:
+        return await start(*parse_address(address))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {address} ({setting}): {error.strerror}. Is the port in use by another process?",
+            metadata={"setting": setting},
+        ) from error
+
+
+def main_loop(process: NodeProcess) -> None:
+    """Runs a node on uvloop, where there is one, with SIGTERM and SIGINT as a clean stop."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, process.stop)
+        await process.run()
+
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(run())
+        return
+    uvloop.run(run())
