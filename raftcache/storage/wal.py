@@ -8,7 +8,8 @@ Rules of this file:
   order is safe; this one lets the hard-state files vouch for the log just synced. A crash in between leaves entries of
   a new term beside an old hard state: harmless, because a vote or promise of that term has not left, and because
   `hard_state` then answers with the log's term and no vote (Raft §5.1: the current term is never below the log's);
-- a batch goes into one segment. A full segment is followed by the spare, which was zero-filled ahead of time;
+- what a batch of records changes in memory is applied when it is written, not when it is synced: the Raft core counts
+  what is durable, the logs here say what was appended;
 - a segment is deleted when no replica has an entry in it *and* a later record, proven to be on the disk, renounces it.
   Every segment's `Opening` repeats starts, snapshots and tombstones of all logs: a COMPACT or REMOVE cannot be lost while
   older records that it supersedes are still there;
@@ -26,7 +27,6 @@ start on damage; it does not yet isolate the replicas concerned.
 """
 
 import errno
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -37,45 +37,15 @@ from raftcache.raft.messages import Entry, HardState, SnapshotMeta
 from raftcache.storage.disk import Disk, exit_process, make_directory
 from raftcache.storage.hard_state import HardStateFiles, hard_state_paths
 from raftcache.storage.replica_log import RecentEntries, ReplicaLog
-from raftcache.storage.segment import Segment, create_segment, segment_numbers
-from raftcache.storage.wal_format import (
-    BATCH_HEADER_BYTES,
-    ENTRY_BYTES,
-    NOWHERE_YET,
-    OFFSET_BITS,
-    SEGMENT_HEADER_BYTES,
-    BatchBuilder,
-    Opening,
-    Position,
-    position_of,
-)
+from raftcache.storage.segment import segment_numbers
+from raftcache.storage.segmented_log import SegmentedLog, WalConfig, WalStats
+from raftcache.storage.wal_format import BATCH_HEADER_BYTES, ENTRY_BYTES, BatchBuilder, Opening, Position
 from raftcache.storage.wal_recovery import Recovered, recover
 
 __all__ = ["ReplicaLog", "ReplicaWrite", "Wal", "WalConfig", "WalStats"]
 
-HOUSEKEEPING_BYTES = 4096
-"""Kept free at the end of each segment for renouncing others and for removals: disk can be freed on a full disk."""
-
 MOVE_BYTES_MAX = 1 << 20
 """Entries written again per `collect`: a few milliseconds of the loop."""
-
-
-@dataclass(slots=True, frozen=True)
-class WalConfig:
-    """Limits of the log. Sizes in bytes."""
-
-    segment_bytes: int = 16 << 20
-    """Zero-filling one takes 10 to 20 ms of a disk; at 100 MB/s of log a segment lasts six times that. (etcd: 64 MB.)"""
-    batch_bytes_max: int = 4 << 20
-    """More than this in one `write` becomes several batches (one entry is never divided). At most a segment's size."""
-    cache_bytes_max: int = 64 << 20
-    """Recent entries kept in memory, of all replicas together: what a follower a little behind is served from."""
-    pinned_bytes_max: int = 256 << 20
-    """Past it, entries that hold the oldest segment are written again further on, where the rest is small."""
-
-    def __post_init__(self) -> None:
-        assert 2 * HOUSEKEEPING_BYTES <= self.segment_bytes < 1 << OFFSET_BITS, f"segment_bytes {self.segment_bytes}"
-        assert self.batch_bytes_max >= BATCH_HEADER_BYTES, f"batch_bytes_max {self.batch_bytes_max}"
 
 
 @dataclass(slots=True)
@@ -90,21 +60,6 @@ class ReplicaWrite:
     """Drop all entries; the log restarts after this index."""
     compact_to: Index | None = None
     """Drop the entries up to and including this index."""
-
-
-@dataclass(slots=True)
-class WalStats:
-    """Counters since the start, for metrics. `entries` are log entries; how many commands they carry the log knows not."""
-
-    fdatasyncs: int = 0
-    """Of segments, on the way of `sync`; hard state and allocation ahead are not in it."""
-    batches: int = 0
-    entries: int = 0
-    bytes: int = 0
-    moved_bytes: int = 0
-    segments_created: int = 0
-    segments_deleted: int = 0
-    hard_state_saves: int = 0
 
 
 _Change = SnapshotMeta | tuple[Index, Term] | tuple[Sequence[Entry], int, bool]
@@ -127,47 +82,24 @@ class Wal:
         disk: Disk,
         directory: str,
         config: WalConfig,
+        recovered: Recovered,
         *,
         cluster: ClusterId,
         node: NodeId,
         hard_state: HardStateFiles,
-        recovered: Recovered,
         cache: RecentEntries,
         fatal: Callable[[str], NoReturn],
     ) -> None:
         """Use `Wal.open`."""
-        self.stats = WalStats()
-        self.full = False
-        """The last attempt to allocate a segment met a full disk: proposals should be refused. Cleared by a success."""
         self.cache = cache
-        self._disk = disk
-        self._directory = directory
         self._config = config
-        self._cluster = cluster
-        self._node = node
-        self._fatal = fatal
         self._hard_state = hard_state
         self._logs = recovered.logs
         self._removed = recovered.removed
-        self._segments = recovered.segments
-        """Oldest first; the same dict that the logs look their segments up in."""
-        self._spares: list[Segment] = [] if recovered.spare is None else [recovered.spare]
-        self._creating = threading.Lock()
-        """Held while a segment is created: by the thread that allocates ahead, or by a `write` that cannot wait for it."""
-        self._number_max = recovered.number_max
-        self._last_crc = recovered.last_crc
-        self._sequence = recovered.sequence
-        self._unsynced: list[Segment] = []
-        """Segments with writes that no fdatasync has covered, oldest first."""
-        self._end = recovered.end
-        self._synced = recovered.end
-        """Proven to be on the disk. Recovery synced all that it read."""
-        self._vouched = NOWHERE_YET
-        """The highest watermark that is itself on the disk: in a synced batch, or in the hard-state files."""
-        self._last_watermark = NOWHERE_YET
-        """The watermark in the last batch written."""
-        self._marked = NOWHERE_YET
-        """Where the last marker ended; nothing was written since if that is still the end."""
+        self._tail = SegmentedLog(
+            disk, directory, config, recovered, cluster=cluster, node=node, fatal=fatal, opening=self._opening
+        )
+        self.stats = self._tail.stats
 
     @staticmethod
     def open(
@@ -217,10 +149,10 @@ class Wal:
                 disk,
                 directory,
                 config,
+                recovered,
                 cluster=cluster,
                 node=node,
                 hard_state=hard_state,
-                recovered=recovered,
                 cache=cache,
                 fatal=fatal,
             )
@@ -232,42 +164,12 @@ class Wal:
         return wal
 
     def _begin(self, recovered: Recovered) -> None:
-        """From what was read to a log that goes on. A crash at any step leaves the same log to the next recovery."""
-        # Dead segments go first: once the new opening is durable, numbers alone say what was proven.
-        for segment in recovered.dead:
-            segment.file.close()
-            self._disk.unlink(segment.path)
-        if recovered.dead:
-            self._disk.fsync_directory(self._directory)
-        previous = self._segments.get(self._end >> OFFSET_BITS)
-        if not self._spares:
-            self._add_spare()
-        self._roll()
+        self._tail.begin(recovered.dead)
         for replica in self._hard_state.replicas():
             if replica not in self._logs:
                 self._hard_state.drop(replica)
-        self.sync()
         self._save_hard_state()
-        if previous is not None:
-            # The cut is recorded; giving the rest of the file back as well keeps a node in a restart loop from
-            # filling the disk with segments it hardly used.
-            self._shorten(previous, self._end_of(previous, recovered.end))
-        self._delete_before(self._oldest_needed())
-
-    def _shorten(self, segment: Segment, used: int) -> None:
-        """Give back the zeros that a segment will not use any more."""
-        if used < segment.size:
-            try:
-                segment.file.truncate(used)
-                segment.file.fdatasync()
-            except OSError as error:
-                self._fatal(f"{segment.path}: giving back its end: {error}")
-            segment.size = used
-
-    @staticmethod
-    def _end_of(segment: Segment, end: Position) -> int:
-        assert end >> OFFSET_BITS == segment.number, f"end {end} is not in segment {segment.number}"
-        return end & ((1 << OFFSET_BITS) - 1)
+        self._tail.delete_before(self._oldest_needed())
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 
@@ -299,18 +201,17 @@ class Wal:
     @property
     def log_bytes(self) -> int:
         """What all segments take on the disk, the spare included."""
-        return sum(segment.size for segment in self._segments.values()) + sum(spare.size for spare in self._spares)
+        return self._tail.bytes_allocated
 
     @property
     def room_bytes(self) -> int:
         """What can be written without allocating."""
-        current = self._current
-        return (
-            current.size
-            - HOUSEKEEPING_BYTES
-            - self._end_of(current, self._end)
-            + sum(spare.size for spare in self._spares)
-        )
+        return self._tail.room_bytes
+
+    @property
+    def full(self) -> bool:
+        """The last attempt to allocate a segment met a full disk: refuse proposals. Cleared by a success."""
+        return self._tail.full
 
     def pinned_by(self) -> ReplicaId | None:
         """The replica whose entries hold the oldest segment, and by most: checkpointing and compacting it frees disk."""
@@ -330,23 +231,23 @@ class Wal:
         assert replica not in self._logs, f"replica {replica} has a log"
         assert replica not in self._removed, f"replica {replica} was removed: ids are never used twice"
         self._hard_state.reserve(len(self._logs) + 1)
-        part = _Part()
-        part.builder.create(replica, shard)
+        builder = BatchBuilder()
+        builder.create(replica, shard)
         if snapshot is not None:
-            part.builder.snapshot(replica, snapshot)
-        self._make_room([part])
-        log = ReplicaLog(replica, shard, cache=self.cache, find_segment=self._segments.__getitem__)
-        self._append(part)
-        self._logs[replica] = log
+            builder.snapshot(replica, snapshot)
+        self._tail.make_room([builder.padded_size()])
+        self._tail.append(builder)
+        log = ReplicaLog(replica, shard, cache=self.cache, find_segment=self._tail.segments.__getitem__)
         if snapshot is not None:
             log.restart_after(snapshot)
+        self._logs[replica] = log
 
     def remove(self, replica: ReplicaId) -> None:
         """The replica's log and hard state are gone for good, its tombstone stays. Durable with the next `sync`."""
-        part = _Part()
-        part.builder.remove(replica)
+        builder = BatchBuilder()
+        builder.remove(replica)
         # In the reserve if need be: removing a replica is a way out of a full disk.
-        self._append(part, reserve=0)
+        self._tail.append(builder, reserve=0)
         self._logs.pop(replica).release()
         self._removed.add(replica)
         self._hard_state.drop(replica)
@@ -361,7 +262,7 @@ class Wal:
         """
         parts = self._encode(batch)
         if parts:
-            self._make_room(parts)
+            self._tail.make_room([part.builder.padded_size() for part in parts])
             for part in parts:
                 self._append(part)
         for write in batch:
@@ -371,39 +272,25 @@ class Wal:
     def sync(self) -> None:
         """Make everything written durable: one fdatasync (one more where a segment was filled), then the hard state
         if any changed. When it returns, votes and acknowledgements may leave. An error does not return (`fatal`)."""
-        end, watermark = self._end, self._last_watermark
-        for segment in self._unsynced:
-            try:
-                segment.file.fdatasync()
-            except OSError as error:
-                self._fatal(f"{segment.path}: fdatasync: {error}")
-            self.stats.fdatasyncs += 1
-        self._unsynced.clear()
-        self._synced = end
-        self._vouched = max(self._vouched, watermark)
+        self._tail.sync()
         if self._hard_state.changed:
             self._save_hard_state()
 
     def mark_synced(self) -> None:
-        """For a moment of idleness: sync, and leave a marker that vouches for the last batch. Does nothing twice."""
+        """For a moment of idleness: sync, and let the hard-state files vouch for the last batch. Does nothing twice."""
         self.sync()
-        if self._vouched < self._synced and self._marked != self._end:
-            part = _Part()
-            self._make_room([part])
-            self._append(part)
-            self.sync()
-            self._marked = self._end
+        if self._tail.vouched < self._tail.synced:
+            self._save_hard_state()
 
     def set_cluster(self, cluster: ClusterId) -> None:
         """The node has joined a cluster; later segments and hard states carry its id."""
-        assert self._cluster in (0, cluster), f"the log belongs to cluster {self._cluster}, not {cluster}"
-        self._cluster = self._hard_state.cluster = cluster
+        assert self._tail.cluster in (0, cluster), f"the log belongs to cluster {self._tail.cluster}, not {cluster}"
+        self._tail.cluster = self._hard_state.cluster = cluster
 
     def close(self) -> None:
         """Sync, vouch for it, and close the files. Nothing may be called afterwards."""
         self.mark_synced()
-        for segment in (*self._segments.values(), *self._spares):
-            segment.file.close()
+        self._tail.close()
         self._hard_state.close()
 
     # --- Keeping house ------------------------------------------------------------------------------------------------
@@ -411,78 +298,70 @@ class Wal:
     @property
     def wants_spare(self) -> bool:
         """No segment is allocated ahead: call `preallocate`, best in a thread."""
-        return not self._spares
+        return not self._tail.spares
 
     def preallocate(self) -> None:
         """Have a zero-filled spare ready for when the current segment is full. Takes tens of milliseconds.
 
         Raises: `StorageFull` (and sets `full`); the log goes on in the room that it has.
         """
-        with self._creating:
-            if not self._spares:
-                self._add_spare()
+        self._tail.preallocate()
 
     def collect(self) -> None:
         """Delete segments that nobody needs, and loosen what holds the oldest. Call after compactions, every second or so.
 
-        Takes a few milliseconds at most: unlinks, and at most `MOVE_BYTES_MAX` written.
+        Takes a few milliseconds: at most three syncs, the unlinks, and `MOVE_BYTES_MAX` written.
         """
+        tail = self._tail
         needed = self._oldest_needed()
-        if needed > min(self._segments):
-            part = _Part()
-            part.builder.renounce(needed)
-            self._append(part, reserve=0)
-            self.sync()
-            self._delete_before(needed)
-        held = sum(segment.size for number, segment in self._segments.items() if number >= needed)
+        if needed > min(tail.segments):
+            builder = BatchBuilder()
+            builder.renounce(needed)
+            tail.append(builder, reserve=0)
+            tail.sync()
+            # Recovery begins where the newest *proven* record says; without proof it would look for what is gone.
+            self._save_hard_state()
+            tail.delete_before(needed)
+        held = sum(segment.size for segment in tail.segments.values())
         live = sum(log.data_bytes for log in self._logs.values())
         # Moving pays only where little is live in much log; else only checkpoints and compaction help (`pinned_by`).
         if held > self._config.pinned_bytes_max and live <= self._config.pinned_bytes_max // 2:
             self._move_out_of(needed)
 
     def _move_out_of(self, segment: int) -> None:
+        """Write entries that lie in `segment` again, so that it can go with a later `collect`."""
         part = _Part()
         budget = MOVE_BYTES_MAX
         for replica in self.replicas():
             log = self._logs[replica]
-            if log.oldest_segment() != segment or budget <= 0:
-                continue
-            lo, hi = log.run_in(segment)
-            entries = log.entries(lo, hi, budget)
-            data_at = part.builder.entries(replica, entries, moved=True)
-            part.changes.append((log, (entries, data_at, True)))
-            budget -= sum(len(entry.data) + ENTRY_BYTES for entry in entries)
-        self._make_room([part])
-        self._append(part)
-        self.stats.moved_bytes += part.builder.size
+            if log.oldest_segment() == segment and budget > 0:
+                lo, hi = log.run_in(segment)
+                entries = log.entries(lo, hi, budget)
+                part.changes.append((log, (entries, part.builder.entries(replica, entries, moved=True), True)))
+                budget -= _size_of(entries)
+        if part.changes:
+            self._tail.make_room([part.builder.padded_size()])
+            self._append(part)
+            self.stats.moved_bytes += part.builder.size
 
-    def _delete_before(self, needed: int) -> None:
-        """Unlink the segments that a synced record has renounced."""
-        doomed = [number for number in self._segments if number < needed]
-        if doomed:
-            # Recovery begins where the newest *proven* record says; without proof it would look for what is gone.
-            self._save_hard_state()
-        try:
-            for number in doomed:
-                segment = self._segments.pop(number)
-                segment.file.close()
-                self._disk.unlink(segment.path)
-                self.stats.segments_deleted += 1
-            if doomed:
-                self._disk.fsync_directory(self._directory)
-        except OSError as error:
-            self._fatal(f"{self._directory}: deleting segments: {error}")
-
-    def _oldest_needed(self, *, default: int = 0) -> int:
-        """The oldest segment in which an entry lies; without entries the current one, or `default`."""
+    def _oldest_needed(self) -> int:
+        """The oldest segment in which an entry lies; without entries, the current one."""
         oldest = [found for log in self._logs.values() if (found := log.oldest_segment()) is not None]
-        return min(oldest) if oldest else default or self._current.number
+        current = self._tail.current
+        assert current is not None, "the log has not begun"
+        return min(oldest, default=current.number)
 
     # --- Inside -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _current(self) -> Segment:
-        return self._segments[self._end >> OFFSET_BITS]
+    def _opening(self, previous_end: Position, number: int) -> BatchBuilder:
+        """The first batch of segment `number`: the state of all logs, on which recovery may begin."""
+        logs = [self._logs[replica] for replica in self.replicas()]
+        oldest = [found for log in logs if (found := log.oldest_segment()) is not None]
+        builder = BatchBuilder()
+        builder.opening(
+            Opening(previous_end, min(oldest, default=number), [log.state() for log in logs], sorted(self._removed))
+        )
+        return builder
 
     def _encode(self, batch: Sequence[ReplicaWrite]) -> list[_Part]:
         """The batches for these writes; usually one."""
@@ -512,129 +391,25 @@ class Wal:
                 part.changes.append((log, (write.compact_to, term)))
         return parts if part.changes else parts[:-1]
 
-    def _append(self, part: _Part, *, reserve: int = HOUSEKEEPING_BYTES) -> None:
-        """One batch into the current segment, or the next one; then into the logs in memory. Room has been made."""
-        builder = part.builder
-        size = builder.padded_size()
-        if self._end_of(self._current, self._end) + size > self._current.size - reserve:
-            if self._spares:
-                self._roll()
-            self._enlarge(self._current, self._end_of(self._current, self._end) + size)
-        segment, offset = self._current, self._end_of(self._current, self._end)
-        self._write_batch(builder, segment, offset)
+    def _append(self, part: _Part) -> None:
+        """One batch to the disk's cache, then into the logs in memory."""
+        segment, offset = self._tail.append(part.builder)
         for log, change in part.changes:
             match change:
-                case (entries, data_at, moved):
-                    if moved:
-                        lengths = [len(entry.data) for entry in entries]
-                        log.move(entries[0].index, lengths=lengths, segment=segment.number, offset=offset + data_at)
-                    else:
-                        log.append(entries, segment=segment.number, offset=offset + data_at)
-                        self.stats.entries += len(entries)
+                case (entries, data_at, False):
+                    log.append(entries, segment=segment, offset=offset + data_at)
+                    self.stats.entries += len(entries)
+                case (entries, data_at, _):
+                    lengths = [len(entry.data) for entry in entries]
+                    log.move(entries[0].index, lengths=lengths, segment=segment, offset=offset + data_at)
                 case (index, term):
                     log.compact(index, term)
                 case SnapshotMeta():
                     log.restart_after(change)
 
-    def _write_batch(self, builder: BatchBuilder, segment: Segment, offset: int) -> None:
-        self._sequence += 1
-        self._last_watermark = self._synced
-        framed, self._last_crc = builder.frame(
-            seed=segment.seed,
-            offset=offset,
-            previous_crc=self._last_crc,
-            sequence=self._sequence,
-            synced_upto=self._synced,
-        )
-        if not self._unsynced or self._unsynced[-1] is not segment:
-            self._unsynced.append(segment)
-        try:
-            segment.file.pwrite(framed, offset)
-        except OSError as error:
-            self._fatal(f"{segment.path}, offset {offset}: write of {len(framed)} bytes: {error}")
-        self._end = position_of(segment.number, offset + len(framed))
-        self.stats.batches += 1
-        self.stats.bytes += len(framed)
-
-    def _roll(self) -> None:
-        """Go on in the spare: its opening seals the segment before."""
-        segment = self._spares.pop(0)
-        assert segment.number > self._end >> OFFSET_BITS, f"spare {segment.number} is older than the end {self._end}"
-        builder = self._opening(self._oldest_needed(default=segment.number))
-        self._segments[segment.number] = segment
-        self._enlarge(segment, SEGMENT_HEADER_BYTES + builder.padded_size())
-        self._write_batch(builder, segment, SEGMENT_HEADER_BYTES)
-
-    def _opening(self, first_segment: int) -> BatchBuilder:
-        builder = BatchBuilder()
-        logs = [self._logs[replica].state() for replica in self.replicas()]
-        builder.opening(Opening(self._end, first_segment, logs, sorted(self._removed)))
-        return builder
-
-    def _make_room(self, parts: Sequence[_Part]) -> None:
-        """See that all of `parts` fit, allocating where they do not: a write is refused as a whole or not at all."""
-        room = self._current.size - self._end_of(self._current, self._end) - HOUSEKEEPING_BYTES
-        spares_used = 0
-        for part in parts:
-            size = part.builder.padded_size()
-            if size > room:
-                if spares_used == len(self._spares):
-                    with self._creating:
-                        # The thread that allocates ahead may just have finished.
-                        if spares_used == len(self._spares):
-                            self._add_spare()
-                spare = self._spares[spares_used]
-                spares_used += 1
-                used = SEGMENT_HEADER_BYTES + self._opening(0).padded_size() + HOUSEKEEPING_BYTES
-                try:
-                    if used + size > spare.size:
-                        spare.file.allocate(used + size)
-                        spare.size = used + size
-                except OSError as error:
-                    self._refuse(error)
-                room = spare.size - used
-            room -= size
-
-    def _enlarge(self, segment: Segment, size: int) -> None:
-        """For an opening that outgrew its estimate while the write before it went through."""
-        if size > segment.size:
-            try:
-                segment.file.allocate(size)
-            except OSError as error:
-                self._fatal(f"{segment.path}: allocation of {size} bytes: {error}")
-            segment.size = size
-
-    def _add_spare(self) -> None:
-        """Raises `StorageFull`. The caller holds `_creating`, or is alone."""
-        self._number_max += 1
-        try:
-            segment = create_segment(
-                self._disk,
-                self._directory,
-                self._number_max,
-                size=self._config.segment_bytes,
-                cluster=self._cluster,
-                node=self._node,
-            )
-        except OSError as error:
-            self._refuse(error)
-        self._spares.append(segment)
-        self.full = False
-        self.stats.segments_created += 1
-
-    def _refuse(self, error: OSError) -> NoReturn:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            self._fatal(f"{self._directory}: allocating a segment: {error}")
-        self.full = True
-        raise StorageFull(
-            f"{self._directory}: no space for another log segment of {self._config.segment_bytes} bytes; "
-            "free space on this disk, or compact (checkpoint) the shards of this node",
-            metadata={"directory": self._directory},
-        ) from error
-
     def _save_hard_state(self) -> None:
-        self._hard_state.save(self._synced)
-        self._vouched = max(self._vouched, self._synced)
+        self._hard_state.save(self._tail.synced)
+        self._tail.vouched = max(self._tail.vouched, self._tail.synced)
         self.stats.hard_state_saves += 1
 
 

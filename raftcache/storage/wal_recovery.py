@@ -21,7 +21,7 @@ Before anything is read: `fdatasync` (so that what is read is on the disk: a cra
 pages), then `drop_cache` (so that pages which a failed fsync left clean are not believed).
 
 Caveat, stated and not curable (the very last batch has no successor to vouch for it): if exactly the *last* synced
-batch is damaged and no marker or hard state was written since, it looks like a torn tail. `Wal.mark_synced` closes
+batch is damaged and no hard state was written since, it looks like a torn tail. `Wal.mark_synced` closes
 the gap when the node is idle.
 """
 
