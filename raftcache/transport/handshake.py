@@ -123,7 +123,8 @@ def judge_hello(hello: Hello, mine: Identity, newest_incarnation: int) -> HelloR
             f"node {mine.node} speaks the peer protocol {PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION_MAX}, "
             f"node {theirs.node} speaks {hello.version_min} to {hello.version_max}: upgrade the older one by single steps",
         )
-    if theirs.node == mine.node:
+    if theirs.node == mine.node and hello.purpose is not Purpose.ERRAND:
+        # An errand goes to whoever lives at an address, and that may be oneself: `init` asks every first member.
         return Refusal(
             Refused.SELF,
             f"node {mine.node} was dialed by its own id: either the address is its own, or a data directory was copied",
