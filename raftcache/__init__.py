@@ -1,0 +1,1 @@
+"""raftcache: a sharded, strongly consistent key-value cache, replicated with Raft."""
