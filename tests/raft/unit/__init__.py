@@ -1,0 +1,1 @@
+"""The leaves of the Raft core, each alone, against naive twins and models."""
