@@ -82,6 +82,12 @@ def _sizes(config: Config) -> Iterator[Violation]:
             + FRAME_OVERHEAD_BYTES,
             "raft.append_bytes_max (or entry_bytes_max), limits.batch_bytes_max (or scan_bytes_max) and headers",
         ),
+        (
+            "limits.session_reply_bytes_total_max",
+            limits.session_reply_bytes_total_max,
+            limits.session_reply_bytes_max,
+            "one session's limits.session_reply_bytes_max",
+        ),
         ("storage.segment_bytes", storage.segment_bytes, limits.frame_bytes_max, "all that one frame brings"),
         ("storage.log_bytes_max", storage.log_bytes_max, 4 * storage.segment_bytes, "four segments"),
         ("storage.log_bytes_max", storage.log_bytes_max, storage.log_bytes_per_checkpoint, "log_bytes_per_checkpoint"),

@@ -33,6 +33,7 @@ def test_the_defaults_break_no_rule() -> None:
         ({"raft.inflight_bytes_max": "512KiB"}, "raft.inflight_bytes_max"),
         ({"raft.uncommitted_bytes_max": "2MiB"}, "raft.uncommitted_bytes_max"),
         ({"limits.in_flight_bytes_max": "2MiB"}, "limits.in_flight_bytes_max"),
+        ({"limits.session_reply_bytes_max": "64MiB"}, "limits.session_reply_bytes_total_max"),
         ({"listen.peer": "127.0.0.1:7400"}, "listen.peer"),
         ({"listen.client": ""}, "listen.client"),
         ({"listen.client": "0.0.0.0:7400", "tls.insecure": True}, "listen.advertise_client"),
@@ -72,12 +73,14 @@ def test_free_ports_may_be_asked_for_on_all_three_listeners() -> None:
 def test_limits_agree_with_the_state_machines() -> None:
     """The same names, defaults and ceilings, though neither layer may import the other."""
     ours = Config().limits
+    highest = {}
     for item in fields(KvLimits):
         assert getattr(KvLimits(), item.name) == getattr(ours, item.name), item.name
         setting = next(field for field in fields(ours) if field.name == item.name).metadata["setting"]
+        highest[item.name] = int(setting.hi)
         if item.name in ("key_bytes_max", "value_bytes_max", "transaction_operations_max", "transaction_bytes_max"):
             assert getattr(CEILINGS, item.name) == setting.hi, item.name
-        KvLimits(**{item.name: int(setting.hi)})
+    KvLimits(**highest)
 
 
 def test_the_engine_has_the_same_defaults() -> None:
