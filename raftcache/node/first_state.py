@@ -66,6 +66,8 @@ def create_first_replicas(
         if placed is None:
             continue
         state = open_state(placed.replica, shard.shard)
+        earlier = state.open()
+        assert earlier is None, f"replica {placed.replica} of a new cluster has a state already"
         state.bootstrap(first_meta(shard), partial(_write, directory, shard, limits))
         state.discard_live()
         wal.create(placed.replica, shard.shard, first_meta(shard))

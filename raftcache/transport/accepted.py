@@ -98,7 +98,8 @@ class Listener:
     def drop_bootstrap_links(self) -> None:
         """This node has become a member: whoever called before must introduce itself anew."""
         for accepted in list(self._accepted):
-            if accepted.bootstrap_only:
+            # The errand that told this node to become a member is still owed its answer, and ends with it.
+            if accepted.bootstrap_only and accepted.purpose is not Purpose.ERRAND:
                 accepted.connection.close()
 
     def stop(self) -> None:
@@ -159,7 +160,7 @@ class Accepted:
         self._listener = listener
         self._local = local
         self._snapshots = snapshots
-        self._purpose = Purpose.LINK
+        self.purpose = Purpose.LINK
         self._outbox = Outbox(bulk_bytes_max=0, call_bytes_max=settings.call_bytes_max * RESPONSE_BYTES_HARD_MAX_FACTOR)
         self._stream: SnapshotStream | None = None
         self._last_request_id = 0
@@ -185,7 +186,7 @@ class Accepted:
             return
         match kind:
             case FrameType.RAFT:
-                if self.bootstrap_only or self._purpose is not Purpose.LINK:
+                if self.bootstrap_only or self.purpose is not Purpose.LINK:
                     raise ProtocolError(f"node {node} sent Raft messages on a connection that is not for them")
                 messages = decode_section(payload)
                 connection.traffic.messages_received += len(messages)
@@ -232,7 +233,7 @@ class Accepted:
             connection.close()
             return
         self.node = theirs.node
-        self._purpose = hello.purpose
+        self.purpose = hello.purpose
         self._outbox.frame_bytes_max = min(theirs.frame_bytes_max, local.settings.frame_bytes_max)
         connection.traffic = local.traffic_of(theirs.node)
         connection.write_frame(FrameType.HELLO_REPLY, encode_hello_reply(verdict))
