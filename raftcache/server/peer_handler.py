@@ -7,7 +7,6 @@ from raftcache.node.checkpointing import Incoming
 from raftcache.node.host import Host
 from raftcache.raft.messages import InstallSnapshot, Message
 from raftcache.storage.data_directory import DataDirectory
-from raftcache.telemetry.observer import TelemetryObserver
 from raftcache.transport.handshake import Address
 from raftcache.transport.local_node import Respond
 
@@ -15,11 +14,10 @@ from raftcache.transport.local_node import Respond
 class HostHandler:
     """Implements the transport's `PeerHandler` and `BeginSnapshot` over a host, and keeps the address book."""
 
-    def __init__(self, data: DataDirectory, observer: TelemetryObserver) -> None:
+    def __init__(self, data: DataDirectory) -> None:
         self.host: Host | None = None
         """Set once it is built; the network may ask for addresses before."""
         self._data = data
-        self._observer = observer
         self._heard = data.addresses()
         """Where nodes said that they want to be dialed: newer than the directory where a node has moved."""
 
@@ -51,14 +49,12 @@ class HostHandler:
         return engine.checkpointing.receive(from_node, shard, message, size=size, digest=digest)
 
     def on_connected(self, node: NodeId, address: Address) -> None:
-        self._observer.event("peer_connected", peer=str(node), address=f"{address[0]}:{address[1]}")
         said = f"{address[0]}:{address[1]}"
         if self._heard.get(node) != said:
             self._heard[node] = said
             self._data.save_addresses(self._heard)
 
     def on_disconnected(self, node: NodeId) -> None:
-        self._observer.event("peer_disconnected", peer=str(node))
         self._lost(node)
 
     def on_dropped(self, node: NodeId) -> None:

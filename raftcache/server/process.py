@@ -184,7 +184,7 @@ class NodeProcess:
 
         home = DiskHome(self._disk, data, WalConfig(segment_bytes=config.storage.segment_bytes), fatal)
         scheduler = LoopScheduler(loop, lambda error: fatal(f"{type(error).__name__}: {error}"))
-        handler = HostHandler(data, observer)
+        handler = HostHandler(data)
         network = PeerNetwork(
             self._peer_settings(),
             cluster=home.cluster or NO_CLUSTER,

@@ -1,0 +1,116 @@
+"""The simulated network: messages of real bytes that are late, lost, doubled or cut off, by the world's dice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from raftcache.errors import OutcomeUnknown, RaftCacheError, Unavailable
+from raftcache.ids import ClusterId, NodeId, ShardId
+from raftcache.raft.messages import InstallSnapshot, Message
+from raftcache.storage.state import OutgoingCheckpoint
+from raftcache.transport.codec import decode_section, encode_section
+
+if TYPE_CHECKING:
+    from tests.simulation.world import SimulatedNode, World
+
+MS = 1_000_000
+
+
+class SimulatedNetwork:
+    """One node's end of it; implements the host's network."""
+
+    def __init__(self, world: World, owner: SimulatedNode) -> None:
+        self._world = world
+        self._owner = owner
+        self._waiting: list[tuple[NodeId, ShardId, Message]] = []
+
+    def send(self, node: NodeId, shard: ShardId, message: Message) -> None:
+        self._waiting.append((node, shard, message))
+
+    def flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for node, shard, message in waiting:
+            data = b"".join(encode_section([(shard, message)]))
+            for _ in range(self._world.copies(self._owner.node, node)):
+                self._world.deliver(self._owner.node, node, lambda peer, data=data: peer.on_bytes(self._owner.node, data))
+
+    def request(
+        self,
+        node: NodeId,
+        kind: int,
+        payload: bytes,
+        on_reply: Callable[[bytes | RaftCacheError], None],
+        deadline_ns: int,
+    ) -> None:
+        world, owner, life = self._world, self._owner, self._owner.life
+        answered = False
+
+        def answer(outcome: bytes | RaftCacheError) -> None:
+            nonlocal answered
+            if not answered and owner.life == life and owner.host is not None:
+                answered = True
+                on_reply(outcome)
+
+        def arrive(peer: SimulatedNode) -> None:
+            assert peer.host is not None
+            peer.host.on_request(
+                owner.node, kind, payload, lambda reply: world.deliver(peer.node, owner.node, lambda _: answer(reply))
+            )
+
+        if node not in world.nodes or not self.connected(node):
+            world.after(MS, lambda: answer(Unavailable(f"node {node} is not connected")))
+            return
+        if world.copies(owner.node, node):
+            world.deliver(owner.node, node, arrive)
+        wait_ns = max(0, min(deadline_ns - owner.clock.monotonic_ns(), 2_000 * MS))
+        world.after(wait_ns, lambda: answer(OutcomeUnknown(f"node {node} did not answer")))
+
+    def request_address(
+        self,
+        address: tuple[str, int],
+        kind: int,
+        payload: bytes,
+        on_reply: Callable[[bytes | RaftCacheError], None],
+        deadline_ns: int,
+    ) -> None:
+        self.request(self._world.node_at(address[1]), kind, payload, on_reply, deadline_ns)
+
+    def send_snapshot(
+        self, node: NodeId, shard: ShardId, message: InstallSnapshot, reader: OutgoingCheckpoint, on_done: Callable[[bool], None]
+    ) -> None:
+        world, owner, life = self._world, self._owner, self._owner.life
+        chunks = []
+        while chunk := reader.chunk():
+            chunks.append(chunk)
+
+        def done(ok: bool) -> None:
+            if owner.life == life and owner.host is not None:
+                on_done(ok)
+
+        def arrive(peer: SimulatedNode) -> None:
+            assert peer.host is not None
+            engine = peer.host.engine
+            if engine is None:
+                world.deliver(peer.node, owner.node, lambda _: done(False))
+                return
+            try:
+                incoming = engine.checkpointing.receive(
+                    owner.node, shard, message, size=reader.size, digest=reader.digest
+                )
+                for chunk in chunks:
+                    incoming.add(chunk)
+                incoming.finish(lambda ok: world.deliver(peer.node, owner.node, lambda _: done(ok)))
+            except RaftCacheError:
+                world.deliver(peer.node, owner.node, lambda _: done(False))
+
+        if world.copies(owner.node, node):
+            world.deliver(owner.node, node, arrive)
+        else:
+            world.after(500 * MS, lambda: done(False))
+
+    def connected(self, node: NodeId) -> bool:
+        return not self._world.cut(self._owner.node, node)
+
+    def set_cluster(self, cluster: ClusterId) -> None:
+        del cluster
