@@ -688,7 +688,7 @@ class Cluster:
             if (message.from_, message.to) in self.cut_links or any(matches(message) for matches in self.drops):
                 self._lost(message)
                 continue
-            holder = next((held for held in self.holds if held.matches(message)), None)
+            holder = next((held for held in self.holds if held.active and held.matches(message)), None)
             if holder is not None:
                 holder.messages.append(message)
                 continue
@@ -752,14 +752,24 @@ class Cluster:
             self.tick(only=only)
         raise AssertionError(f"not after {ticks_max} ticks: {self.describe()}")
 
+    def lose_patience(self, *numbers: int) -> None:
+        """An election timeout passes for these replicas without a word from a leader, and without their campaigning.
+
+        Their lease is over: they vote for whoever asks.
+        """
+        for number in numbers:
+            shell = self[number]
+            if shell.running and shell.raft.role is not Role.LEADER:
+                shell.raft.randomized_timeout_ticks = 2 * ELECTION_TICKS + 1
+                shell.tick(ELECTION_TICKS)
+
     def elect(self, number: int) -> Shell:
-        """Makes a replica campaign and win now."""
+        """Makes a replica campaign and win now; the others have lost patience with whoever led before."""
         shell = self[number]
+        self.lose_patience(*[other.id for other in self.running if other is not shell])
         shell.call("campaign")
         self.settle()
-        if shell.raft.role is not Role.LEADER:
-            # Others still hear another leader (lease): let them all lose patience without standing themselves.
-            self.tick_until(lambda: shell.raft.role is Role.LEADER, only=number)
+        assert shell.raft.role is Role.LEADER, self.describe()
         return shell
 
     def leaders(self) -> list[Shell]:

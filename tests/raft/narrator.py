@@ -64,6 +64,8 @@ class Narrator:
         self.names: dict[int, str] = {}
         """Reads by their number, as the script calls them."""
         self._reasons: dict[tuple[ReplicaId, ReplicaId, Term, bool], str] = {}
+        self._unanswered: dict[tuple[ReplicaId, ReplicaId], tuple[ReplicaId, ReplicaId, ReplicaId | None]] = {}
+        """Voters that were asked and have not said anything, with the leader whom they follow."""
 
     def say(self, line: str) -> None:
         """One more sentence."""
@@ -71,6 +73,11 @@ class Narrator:
 
     def drain(self) -> list[str]:
         """The sentences since the last call."""
+        for voter, candidate, reason in self._unanswered.values():
+            if reason is not None:
+                why = "it leads" if reason == voter else f"it heard leader {reason}"
+                self.say(f"{voter} gave {candidate} no answer: {why}")
+        self._unanswered.clear()
         lines, self.lines = self.lines, []
         return lines
 
@@ -81,9 +88,11 @@ class Narrator:
         if isinstance(argument, RequestVote) and name == "step":
             key = (shell.id, argument.from_, argument.term, argument.pre)
             self._reasons[key] = self._voting_reason(before, argument)
+            follows = before.leader if before.leader != NO_REPLICA and not argument.transfer else None
+            self._unanswered[shell.id, argument.from_] = (shell.id, argument.from_, None if shell.stalled else follows)
         self._tell_role(shell, name, argument, before, after)
         if after.commit > before.commit:
-            self._tell_commit(shell, after)
+            self._tell_commit(shell, before, after)
         if after.configuration != before.configuration and name != "persisted":
             back = "returns to" if after.configuration_index < before.configuration_index else "acts under"
             self.say(f"{shell.id} {back} {configuration_words(after.configuration)}")
@@ -114,6 +123,7 @@ class Narrator:
         """A message leaves: votes, refusals, snapshots, the word to stand."""
         match message:
             case VoteReply():
+                self._unanswered.pop((shell.id, message.to), None)
                 reason = self._reasons.get((shell.id, message.to, message.term, message.pre))
                 if reason is None:
                     # A refusal carries the voter's own term; find the question it answers.
@@ -151,10 +161,10 @@ class Narrator:
         mine, theirs = (voter.last_term, voter.last_index), (request.last_term, request.last_index)
         if request.term < voter.term:
             return f"its term {voter.term} is newer"
-        if voter.leader != NO_REPLICA and not request.transfer and request.term > voter.term:
-            return f"it follows leader {voter.leader}"
-        if not request.pre and request.term == voter.term and voter.vote not in (NO_REPLICA, request.from_):
+        if request.term == voter.term and voter.vote not in (NO_REPLICA, request.from_):
             return f"it has voted for {voter.vote}"
+        if request.term == voter.term and voter.vote == NO_REPLICA and voter.leader != NO_REPLICA:
+            return f"the term has leader {voter.leader}"
         if mine > theirs:
             return (
                 f"its log ends at {position(voter.last_index, voter.last_term)}, beyond "
@@ -170,8 +180,8 @@ class Narrator:
                 why = "has heard from no leader for too long" if name == "tick" else "is asked to campaign"
                 self.say(f"{me} {why}: would the others elect it in term {after.term + 1}? Its log ends at {end}")
             case _, Role.CANDIDATE if (before.role, before.term) != (after.role, after.term):
-                why = f", told so by {sender}" if isinstance(argument, TimeoutNow) else ""
-                self.say(f"{me} stands for election in term {after.term}{why} and votes for itself")
+                why = f" because {sender} says so" if isinstance(argument, TimeoutNow) else ""
+                self.say(f"{me} stands for election in term {after.term}{why}, and votes for itself")
             case _, Role.LEADER if before.role is not Role.LEADER:
                 self.say(f"{me} leads term {after.term}")
             case Role.LEADER, Role.FOLLOWER:
@@ -198,17 +208,19 @@ class Narrator:
             case _:
                 pass
 
-    def _tell_commit(self, shell: Shell, after: State) -> None:
-        if after.role is not Role.LEADER:
+    def _tell_commit(self, shell: Shell, before: State, after: State) -> None:
+        if before.role is not Role.LEADER:
             self.say(f"{shell.id} learns that all up to {after.commit} is committed")
             return
         term = shell.raft.term_of(after.commit)
         assert term is not None, f"{shell.id} commits {after.commit} without knowing its term"
-        members = sorted(set(after.configuration.voters) | set(after.configuration.voters_outgoing))
+        # The configuration of before: with this commit the leader may have moved on to the next one.
+        halves = [before.configuration.voters, before.configuration.voters_outgoing]
+        shells = shell.group.shells
         holders = [
             member
-            for member in members
-            if member in shell.group.shells and shell.group.shells[member].durable().holds(Index(after.commit), term)
+            for member in sorted({*halves[0], *halves[1]})
+            if member in shells and shells[member].durable().holds(Index(after.commit), term)
         ]
-        self.say(f"{shell.id} commits up to {after.commit}: on the disks of {' '.join(map(str, holders))} of {' '.join(map(str, members))}")
-
+        electorate = " and of ".join(" ".join(map(str, half)) for half in halves if half)
+        self.say(f"{shell.id} commits up to {after.commit}: on the disks of {' '.join(map(str, holders))}, voters are {electorate}")

@@ -10,11 +10,15 @@ happened, and the test compares. Positions are written (index, term).
     tick 1 [5]            tick all [5]           virtual time
     tick 1 until leader   tick all until leader  ... until somebody of a new term leads and its first entry is committed
     campaign 1                                   1 stands for election now, whatever its timeout says
+    impatient 2 3                                an election timeout of silence passes for 2 and 3, but they do not campaign
+    lead 1                                       1 leads the next term and everyone knows: one line instead of an election
     propose 1 x y         propose 1 x unsettled  proposals; `unsettled`: nothing is delivered before the next command
     settle                                       deliver everything
     isolate 1    cut 1 2    cut 1 -> 2    split 1 2 | 3 4 5    heal
     hold Append 1 -> 2    release                keep messages of a kind (or `all`) back; let them go
+    stop holding                                 what is held stays held, later messages pass
     lose VoteReply        lose nothing           messages of a kind vanish
+    lose all 1 -> 3 once log 3 = 1 2 2           ... from the moment when that is replica 3's log
     crash 2      restart 2      stall 2     unstall 2      compact 1
     add 4        change 1 + 4   change 1 + learner 4   change 1 - 2 + 5      newcomers and configuration changes
     transfer 1 -> 2
@@ -134,6 +138,16 @@ class Script:
     def do_campaign(self, words: list[str]) -> None:
         self.cluster[int(words[0])].call("campaign")
 
+    def do_lead(self, words: list[str]) -> None:
+        self.narrator.drain()
+        leader = self.cluster.elect(int(words[0]))
+        self.cluster.tick(2)
+        self.narrator.drain()
+        self.narrator.say(f"{leader.id} leads term {leader.raft.term}, everything up to {leader.raft.commit} is committed")
+
+    def do_impatient(self, words: list[str]) -> None:
+        self.cluster.lose_patience(*map(int, words))
+
     def do_propose(self, words: list[str]) -> None:
         for data in words[1:]:
             if data != "unsettled":
@@ -159,6 +173,10 @@ class Script:
 
     def do_hold(self, words: list[str]) -> None:
         self.held.append(self.cluster.hold(self._matcher(words)))
+
+    def do_stop(self, words: list[str]) -> None:
+        for held in self.held:
+            held.active = False
 
     def do_release(self, words: list[str]) -> None:
         for held in self.held:
@@ -239,12 +257,16 @@ class Script:
         else:
             raise ValueError(f"expect what? {what}")
 
+    def _log_of(self, number: int) -> str:
+        shell = self.cluster[number]
+        return " ".join(map(str, [shell.written.start.term, *shell.terms()]))
+
     def _expect_value(self, what: str, number: int, right: str) -> None:
         shell = self.cluster[number]
         actual = {
             "term": lambda: str(shell.raft.term),
             "commit": lambda: str(shell.raft.commit),
-            "log": lambda: " ".join(map(str, [shell.written.start.term, *shell.terms()])),
+            "log": lambda: self._log_of(number),
             "data": lambda: b" ".join(shell.data()).decode(),
             "voters": lambda: configuration_words(shell.raft.configuration).removeprefix("voters "),
         }[what]()
@@ -252,13 +274,19 @@ class Script:
 
     def _matcher(self, words: list[str]) -> Callable[[Message], bool]:
         """`Append 1 -> 2`, `all 1 -> 2`, `VoteReply`: which messages are meant."""
-        kind, *link = words
+        before, _, condition = " ".join(words).partition(" once log ")
+        kind, *link = before.split()
         numbers = [int(word) for word in link if word != "->"]
 
         def matches(message: Message) -> bool:
             if kind != "all" and type(message).__name__ != kind:
                 return False
-            return not numbers or (message.from_, message.to) == tuple(numbers)
+            if numbers and (message.from_, message.to) != tuple(numbers):
+                return False
+            if condition:
+                number, terms = condition.split(" = ")
+                return self._log_of(int(number)) == terms
+            return True
 
         return matches
 
