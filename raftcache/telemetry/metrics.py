@@ -7,7 +7,6 @@ Rules of this file:
 - the registry is handed in, so that several nodes can live in one process, as they do in tests.
 """
 
-import contextlib
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
@@ -37,56 +36,43 @@ class Metrics:
 
     __slots__ = (
         "_events",
-        "_events_bound",
-        "_round_trips",
         "_rpc_bound",
         "_rpc_handled",
         "_rpc_seconds",
         "apply_seconds",
-        "checkpoint_failures",
-        "checkpoint_seconds",
+        "checkpoints",
         "lmdb_commit_seconds",
         "loop_lag",
         "registry",
-        "snapshot_receive_bytes",
-        "snapshot_receive_failures",
-        "snapshot_receive_seconds",
-        "snapshot_send_bytes",
-        "snapshot_send_failures",
-        "snapshot_send_seconds",
+        "snapshots_received",
+        "snapshots_sent",
         "wal_fsync_commands",
         "wal_fsync_entries",
         "wal_fsync_seconds",
         "wal_write_bytes",
     )
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        """Into `registry`, or into a new one that also measures this process."""
+        self.registry = registry = new_registry() if registry is None else registry
         self.wal_fsync_seconds = _histogram(names.WAL_FSYNC_SECONDS, registry)
         self.wal_fsync_entries = _histogram(names.WAL_FSYNC_ENTRIES, registry)
         self.wal_fsync_commands = _histogram(names.WAL_FSYNC_COMMANDS, registry)
         self.wal_write_bytes = _counter(names.WAL_WRITE_BYTES, registry)
         self.apply_seconds = _histogram(names.APPLY_SECONDS, registry)
         self.lmdb_commit_seconds = _histogram(names.LMDB_COMMIT_SECONDS, registry)
-        self.checkpoint_seconds = _histogram(names.CHECKPOINT_SECONDS, registry)
-        self.checkpoint_failures = _counter(names.CHECKPOINT_FAILURES, registry)
-        self.snapshot_send_seconds = _histogram(names.SNAPSHOT_SEND_SECONDS, registry)
-        self.snapshot_send_bytes = _counter(names.SNAPSHOT_SEND_BYTES, registry)
-        self.snapshot_send_failures = _counter(names.SNAPSHOT_SEND_FAILURES, registry)
-        self.snapshot_receive_seconds = _histogram(names.SNAPSHOT_RECEIVE_SECONDS, registry)
-        self.snapshot_receive_bytes = _counter(names.SNAPSHOT_RECEIVE_BYTES, registry)
-        self.snapshot_receive_failures = _counter(names.SNAPSHOT_RECEIVE_FAILURES, registry)
         self.loop_lag = _histogram(names.LOOP_LAG, registry)
-        self._round_trips = _histogram(names.PEER_ROUND_TRIP, registry)
-        self._events = _counter(names.EVENTS_TOTAL, registry)
-        self._events_bound = {name: self._events.labels(name) for name in names.EVENTS}
+        self.checkpoints = _bound(names.CHECKPOINTS, registry, "ok", "failed")
+        self.snapshots_sent = _bound(names.SNAPSHOTS_SENT, registry, "ok", "failed")
+        self.snapshots_received = _bound(names.SNAPSHOTS_RECEIVED, registry, "ok", "refused")
+        self._events = _bound(names.EVENTS_TOTAL, registry, *names.EVENTS)
         self._rpc_handled = _counter(names.RPC_HANDLED, registry)
         self._rpc_seconds = _histogram(names.RPC_SECONDS, registry)
         self._rpc_bound: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
 
     def event(self, name: str) -> None:
         """Something happened that has a name in `names.EVENTS`."""
-        self._events_bound[name].inc()
+        self._events[name].inc()
 
     def rpc(self, method: str, code: str, took_ns: int) -> None:
         """A call was answered. `method` and `code` come from fixed sets: the service's methods, gRPC's codes."""
@@ -98,20 +84,16 @@ class Metrics:
         handled.inc()
         seconds.observe(took_ns / NS_PER_SECOND)
 
-    def round_trip(self, peer: str) -> ObservedHistogram:
-        """The histogram of round trips to `peer`; its connection keeps it while it lives."""
-        return self._round_trips.labels(peer)
-
-    def forget_peer(self, peer: str) -> None:
-        """The other node has left the cluster for good."""
-        # Some releases of the library raise for labels that were never used; to forget what is not there is no error.
-        with contextlib.suppress(KeyError):
-            self._round_trips.remove(peer)
-
 
 def _histogram(metric: Metric, registry: CollectorRegistry) -> Histogram:
     assert metric.kind is MetricKind.HISTOGRAM, metric
     return Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry)
+
+
+def _bound(metric: Metric, registry: CollectorRegistry, *values: str) -> dict[str, Counter]:
+    """A counter's children by the values of its only label: there from the start, so that a rate has a beginning."""
+    counter = _counter(metric, registry)
+    return {value: counter.labels(value) for value in values}
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
@@ -140,6 +122,7 @@ _SHARD_METRICS: tuple[tuple[Metric, Callable[[ShardSample], float]], ...] = (
 
 _PEER_METRICS: tuple[tuple[Metric, Callable[[PeerSample], float]], ...] = (
     (names.PEER_CONNECTED, lambda sample: sample.connected),
+    (names.PEER_ROUND_TRIP, lambda sample: sample.round_trip_seconds),
     (names.PEER_SEND_FAILURES, lambda sample: sample.send_failures),
     (names.PEER_QUEUE_BYTES, lambda sample: sample.queue_bytes),
     (names.PEER_SENT_BYTES, lambda sample: sample.sent_bytes),

@@ -8,16 +8,29 @@ from raftcache.telemetry.names import EVENTS
 class TelemetryObserver:
     """Implements the node's `Observer`. Cheap enough for the loop: one call per batch, or per rare event."""
 
-    __slots__ = ("_log", "_metrics")
+    __slots__ = ("_log", "_metrics", "_outcomes")
 
     def __init__(self, metrics: Metrics, log: Logging) -> None:
         self._metrics = metrics
         self._log = log
+        # Events that are the outcome of something.
+        self._outcomes = {
+            "checkpoint_taken": metrics.checkpoints["ok"],
+            "checkpoint_failed": metrics.checkpoints["failed"],
+            "snapshot_installed": metrics.snapshots_received["ok"],
+            "snapshot_refused": metrics.snapshots_received["refused"],
+            "snapshot_unreadable": metrics.snapshots_sent["failed"],
+        }
 
     def event(self, name: str, **fields: object) -> None:
         """Something happened; `name` is one of `names.EVENTS`."""
         # Counted whether or not it is written: rate limits and levels are the log's business.
         self._metrics.event(name if name in EVENTS else "unknown_event")
+        counted = self._outcomes.get(name)
+        if counted is not None:
+            counted.inc()
+        elif name == "snapshot_sent":
+            self._metrics.snapshots_sent["ok" if fields.get("ok") else "failed"].inc()
         self._log.event(name, **fields)
 
     def synced(self, took_ns: int) -> None:

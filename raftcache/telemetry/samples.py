@@ -36,6 +36,8 @@ class PeerSample:
 
     peer: str
     connected: bool
+    round_trip_seconds: float = 0.0
+    """Smoothed; 0 = never measured."""
     send_failures: int = 0
     queue_bytes: int = 0
     sent_bytes: int = 0

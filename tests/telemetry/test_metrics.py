@@ -104,7 +104,6 @@ def test_pushed_metrics_are_seen() -> None:
     observer.event("no_such_event")
     metrics.rpc("Put", "OK", 1_000_000)
     metrics.rpc("Put", "OK", 1_000_000)
-    metrics.round_trip("77").observe(0.001)
 
     value = registry.get_sample_value
     assert 0.0015 == value("raftcache_wal_fsync_duration_seconds_sum")
@@ -114,10 +113,29 @@ def test_pushed_metrics_are_seen() -> None:
     assert 1 == value("raftcache_events_total", {"event": "state_lost"})
     assert 1 == value("raftcache_events_total", {"event": "unknown_event"})
     assert 2 == value("raftcache_rpc_handled_total", {"method": "Put", "code": "OK"})
-    assert 1 == value("raftcache_peer_round_trip_seconds_count", {"peer": "77"})
-    metrics.forget_peer("77")
-    metrics.forget_peer("77")
-    assert value("raftcache_peer_round_trip_seconds_count", {"peer": "77"}) is None
+
+
+def test_checkpoints_and_snapshots_are_counted_by_outcome_from_their_events() -> None:
+    """Failures and successes are series from the start, so that a rate has a beginning."""
+    metrics = Metrics(new_registry(process=False))
+    observer = TelemetryObserver(metrics, quiet_log())
+    value = metrics.registry.get_sample_value
+    assert 0 == value("raftcache_checkpoints_total", {"outcome": "failed"})
+    observer.event("checkpoint_taken", shard=1)
+    observer.event("checkpoint_failed", shard=1)
+    observer.event("snapshot_sent", shard=1, ok=True)
+    observer.event("snapshot_sent", shard=1, ok=False)
+    observer.event("snapshot_installed", shard=1)
+    observer.event("snapshot_refused", shard=1)
+    for name, outcome in (
+        ("checkpoints", "ok"),
+        ("checkpoints", "failed"),
+        ("snapshots_sent", "ok"),
+        ("snapshots_sent", "failed"),
+        ("snapshots_received", "ok"),
+        ("snapshots_received", "refused"),
+    ):
+        assert 1 == value(f"raftcache_{name}_total", {"outcome": outcome}), (name, outcome)
 
 
 def test_an_fsync_and_an_outage_fall_into_different_buckets() -> None:
@@ -139,7 +157,7 @@ def test_openmetrics_is_given_to_who_asks_for_it() -> None:
 
 def test_the_process_is_measured_too() -> None:
     """Memory, CPU and open files come with the real registry."""
-    _, body = render(new_registry())
+    _, body = render(Metrics().registry)
     assert b"process_resident_memory_bytes" in body
     assert b"python_gc_collections_total" in body
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from raftcache.telemetry import names
+from raftcache.telemetry.metrics import Metrics
 
 PACKAGE = Path(__file__).parents[2] / "raftcache"
 
@@ -34,10 +35,30 @@ def test_every_event_in_the_code_is_in_the_table() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and node.func.attr == "event"
+        and node.func.attr in ("event", "report")
         and node.args
         and isinstance(node.args[0], ast.Constant)
         and isinstance(node.args[0].value, str)
         and node.args[0].value not in names.EVENTS
     ]
     assert [] == unknown
+
+
+def test_every_event_in_the_table_is_spoken_of_somewhere() -> None:
+    """Nobody should wait for an event that never comes."""
+    source = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "names.py")
+    assert [] == [name for name in names.EVENTS if f'"{name}"' not in source]
+
+
+UNFED: dict[str, str] = {
+    "rpc": "the fronts do not yet tell how long a call took",
+}
+"""What `Metrics` offers and nobody uses. May only shrink."""
+
+
+def test_every_metric_that_is_pushed_is_fed_by_somebody() -> None:
+    """A series that is always zero says that all is well."""
+    offered = {name for name in (*Metrics.__slots__, *vars(Metrics)) if not name.startswith("_") and name != "registry"}
+    sources = [path for path in PACKAGE.rglob("*.py") if path.name != "metrics.py"]
+    used = {match for path in sources for match in re.findall(r"metrics\.(\w+)", path.read_text())}
+    assert set(UNFED) == offered - used
