@@ -358,6 +358,7 @@ class Engine:
             if replica.raft.role is not replica.known_role:
                 replica.known_role = replica.raft.role
                 replica.elections += replica.known_role is Role.CANDIDATE
+                replica.led_since_ns = now_ns
             if replica.raft.leader != replica.known_leader:
                 self._on_leader_change(replica)
         except (Corruption, StateLost) as error:

@@ -48,6 +48,10 @@ UPDATE_ATTEMPTS_MAX = 10
 ASK_EVERY_TICKS = 20
 """A node that missed a push asks after 2 s at the latest."""
 PUSH_TIMEOUT_NS = 2_000 * MS
+BALANCE_EVERY_TICKS = 5
+"""At most two hand-overs a second and node: 64 leaders go home within a minute of a restart, without a thundering herd."""
+BALANCE_TENURE_NS = 15_000 * MS
+"""A leader keeps what it got for longer than a clean shutdown takes, lest it hand a shard back to a node that is leaving."""
 STEP_EVERY_TICKS = 2
 """Membership steps are taken five times a second: a change has four or five of them."""
 
@@ -142,11 +146,38 @@ class Keeper:
         self._ticks += 1
         if self._ticks % STEP_EVERY_TICKS == 0:
             self._step_changes()
+        if self._ticks % BALANCE_EVERY_TICKS == 0 and not self._engine.draining:
+            self._balance()
         catalog = self._engine.local(CATALOG_SHARD)
         if catalog is not None and catalog.leads and self._pushed_epoch < self._engine.directory.epoch:
             self._push()
         elif self._ticks % ASK_EVERY_TICKS == 0 and (catalog is None or not catalog.leads):
             self._ask()
+
+    def _balance(self) -> None:
+        """Hands one leadership to the shard's *preferred* replica, the first that the directory lists.
+
+        The directory spreads those over the nodes, so leaders spread too, and go home after a restart. One at a time, and
+        only to a voter that answers and is level, so that nobody waits.
+        """
+        now_ns = self._engine.clock.monotonic_ns()
+        for shard in self._engine.directory.shards.values():
+            replica = self._engine.local(shard.shard)
+            if replica is None or not replica.leads or shard.change is not None or not shard.replicas:
+                continue
+            preferred = shard.replicas[0].replica
+            progress = replica.raft.progress.get(preferred)
+            if (
+                preferred != replica.replica_id
+                and now_ns - replica.led_since_ns >= BALANCE_TENURE_NS
+                and progress is not None
+                and preferred in replica.raft.configuration.voters
+                and progress.recent_active
+                and progress.match >= replica.raft.commit
+                and replica.raft.lead_transferee == NO_REPLICA
+            ):
+                self._engine.transfer(replica, preferred)
+                return
 
     def _push(self) -> None:
         directory = self._engine.directory

@@ -79,6 +79,8 @@ class Replica:
         self.known_leader = ReplicaId(0)
         """The leader at the engine's last look; a change of it wakes parked requests."""
         self.known_role = Role.FOLLOWER
+        self.led_since_ns = 0
+        """Since when it has its present role."""
         self.leader_changes = 0
         self.elections = 0
         """Campaigns of this replica; pre-votes do not count."""

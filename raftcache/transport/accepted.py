@@ -53,6 +53,7 @@ class Listener:
         self._links: dict[NodeId, Accepted] = {}
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
+        self._stopped = False
 
     async def start(self, *, insecure: bool) -> Address:
         """Listens. Returns the address, with the port that was given. Raises: `ConfigError`, `OSError`."""
@@ -98,9 +99,9 @@ class Listener:
     def drop_bootstrap_links(self) -> None:
         """This node has become a member: whoever called before must introduce itself anew."""
         for accepted in list(self._accepted):
-            # The errand that told this node to become a member is still owed its answer, and ends with it.
+            # Whoever told this node to become a member is still owed the answer; an errand ends with it by itself.
             if accepted.bootstrap_only and accepted.purpose is not Purpose.ERRAND:
-                accepted.connection.close()
+                accepted.say_goodbye()
 
     def stop(self) -> None:
         """Takes no more connections, says goodbye on those that are."""
@@ -109,12 +110,9 @@ class Listener:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+        self._stopped = True
         for accepted in list(self._accepted):
             accepted.say_goodbye()
-
-    def abort(self, why: str) -> None:
-        for accepted in list(self._accepted):
-            accepted.connection.abort(Unavailable(why))
 
     @property
     def connections(self) -> list[Connection]:
@@ -123,8 +121,8 @@ class Listener:
     # --- Called by what was accepted --------------------------------------------------------------------------------------
 
     def made(self, accepted: "Accepted") -> bool:
-        """False: there are too many."""
-        if len(self._accepted) >= self._local.settings.accepted_max:
+        """False: there are too many, or the end has begun while it shook hands with TLS."""
+        if self._stopped or len(self._accepted) >= self._local.settings.accepted_max:
             return False
         self._accepted.add(accepted)
         return True

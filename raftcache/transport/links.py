@@ -217,7 +217,8 @@ class Link:
 
     @property
     def connection(self) -> Connection | None:
-        return self._connection
+        """The connection that is up; None otherwise."""
+        return self._connection if self.state in (LinkState.UP, LinkState.LEAVING) else None
 
     @property
     def dialed(self) -> Address | None:

@@ -20,10 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from raftcache.clock import NS_PER_MS, Clock
+from raftcache.errors import Unavailable
 from raftcache.ids import ClusterId, NodeId, ShardId
 from raftcache.raft.messages import InstallSnapshot, Message
 from raftcache.transport.accepted import Listener
-from raftcache.transport.connections import Connection, Traffic
+from raftcache.transport.connections import Traffic
 from raftcache.transport.handshake import ANY_NODE, Address, Identity
 from raftcache.transport.links import Link, LinkState
 from raftcache.transport.local_node import (
@@ -128,27 +129,24 @@ class PeerNetwork:
         """Says goodbye, lets what was written leave and what was asked be answered, for at most `patience_ms`."""
         why = "this node is shutting down"
         links = [*self._links.values(), *self._errands]
+        dialed = (link.connection for link in links)
         self._outgoing.stop()
         self._listener.stop()
         for link in links:
             link.close(why)
+        ending = [connection for connection in dialed if connection is not None] + self._listener.connections
         try:
             async with asyncio.timeout(patience_ms / 1000):
-                while connections := self._connections():
-                    await connections[0].gone.wait()
+                for connection in ending:
+                    await connection.gone.wait()
         except TimeoutError:
             pass
-        for link in links:
-            link.abort(why)
-        self._listener.abort(why)
-        while connections := self._connections():
-            await connections[0].gone.wait()
+        for connection in ending:
+            connection.abort(Unavailable(why))
+        for connection in ending:
+            await connection.gone.wait()
         if self._housekeeping is not None:
             self._housekeeping.cancel()
-
-    def _connections(self) -> list[Connection]:
-        dialed = (link.connection for link in (*self._links.values(), *self._errands))
-        return [connection for connection in dialed if connection is not None] + self._listener.connections
 
     # --- Called by the engine -----------------------------------------------------------------------------------------
 
