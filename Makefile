@@ -39,6 +39,7 @@ help:
 # --- Set-up -------------------------------------------------------------------------------------------------------
 
 setup: $(STAMP)
+	@:
 
 # Depends on pyproject.toml alone, so that every other target can depend on it at no cost.
 $(STAMP): pyproject.toml
@@ -65,7 +66,7 @@ $(STAMP): pyproject.toml
 versions:
 	@$(BIN)/python -c 'import importlib.metadata as m, platform; \
 	names = "pip grpcio protobuf lmdb crc32c structlog uvloop pytest hypothesis mypy ruff import-linter".split(); \
-	print("setup: python", platform.python_version(), *(f"{name} {m.version(name)}" for name in names), sep=", ")'
+	print("setup: python " + platform.python_version(), *(f"{name} {m.version(name)}" for name in names), sep=", ")'
 
 # Examples in Node.js are tested where there is a node; the tests say so where there is none.
 examples/%/node_modules/.installed: examples/%/package.json
