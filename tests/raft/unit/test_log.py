@@ -115,7 +115,7 @@ OPERATIONS = st.one_of(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(OPERATIONS, max_size=40), st.sampled_from([2, 1 << 20]))
+@given(st.lists(OPERATIONS, min_size=20, max_size=60), st.sampled_from([2, 1 << 20]))
 def test_what_the_log_calls_durable_survives_any_crash(operations: list[tuple[object, ...]], recent_max: int) -> None:
     """Appends, truncations, snapshots and late writes in any order: the log reads right, and never promises too much."""
     with pytest.MonkeyPatch.context() as patch:
