@@ -27,7 +27,7 @@ generate() { # generate DIRECTORY
     PATH="$PWD/$environment/bin:$PATH" "$environment/bin/python" -m grpc_tools.protoc \
         --proto_path=proto \
         --python_out="$1" --grpc_python_out="$1" \
-        --mypy_out="$1" --mypy_grpc_out="$1" \
+        --mypy_out="quiet:$1" --mypy_grpc_out="quiet:$1" \
         $(find proto -name '*.proto' | LC_ALL=C sort)
     # Files without a service get an empty gRPC module; it says nothing, so it is not kept.
     for module in $(find "$1/raftcache/v1" "$1/raftcache/admin/v1" -name '*_pb2_grpc.py'); do

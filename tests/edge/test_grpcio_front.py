@@ -262,6 +262,35 @@ async def test_a_cancelled_stream_is_cleaned_up(bench: Bench) -> None:
     assert "read /raftcache.v1.KvService/Pipeline" not in {task.get_name() for task in asyncio.all_tasks()}
 
 
+async def test_a_client_that_reads_nothing_stops_the_stream_and_may_hang_up(bench: Bench) -> None:
+    """With its answers untaken, a client's further batches are not read; when it cancels, the stream is cleaned up."""
+    await bench.kv.Put(kv_pb2.PutRequest(key=b"k", value=bytes(200 << 10)))
+    call = bench.kv.Pipeline()
+    written = 0
+
+    async def write() -> None:
+        nonlocal written
+        while True:
+            await call.write(kv_pb2.PipelineRequest(request_id=written, operations=[get_item(b"k")]))
+            written += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        writer = tasks.create_task(write())
+        # The server has stopped when round trips of another call no longer find more of the stream's requests.
+        before = -1
+        while before != len(bench.node.requests):
+            before = len(bench.node.requests)
+            for _ in range(20):
+                await bench.kv.ShardMap(shard_map_pb2.ShardMapRequest())
+        writer.cancel()
+    assert 1 == bench.front.in_flight
+    # Answers that the transport's buffers took, and one window.
+    assert len(bench.node.requests) < 100
+    call.cancel()
+    await until(lambda: bench.front.in_flight == 0)
+    assert "read /raftcache.v1.KvService/Pipeline" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
 async def test_a_stream_that_sends_nonsense_ends_with_details(bench: Bench) -> None:
     """A message that is no batch ends the stream as INVALID_ARGUMENT."""
     pipeline: grpc.aio.StreamStreamMultiCallable[bytes, bytes]

@@ -2,6 +2,8 @@
 
 import pytest
 from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raftcache.clock import NS_PER_MS, ManualClock
 from raftcache.edge.front import Call, Peer, Refusal
@@ -449,3 +451,11 @@ def test_each_front_gets_the_answers_to_its_own_calls(caller: Caller) -> None:
     second([call_of("Get", message, 2), Call("/raftcache.v1.KvService/Scan", b"", 1 << 62, call_of("", b"").peer, 3)])
     caller.node.release()
     assert ([1], [2, 3]) == (sorted(caller.sink.answers, key=str), sorted(other.answers, key=str))
+
+
+@given(st.sampled_from(sorted(REPLIES)), st.binary(max_size=60))
+def test_no_bytes_break_the_service(method: str, data: bytes) -> None:
+    """Whatever bytes come as a request, each call gets one answer or refusal."""
+    caller = Caller(MemoryNode(shards=1))
+    caller.answer(method, data)
+    assert 1 == len(caller.sink.answers)
