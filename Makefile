@@ -96,7 +96,7 @@ types: setup
 	$(BIN)/mypy --strict raftcache
 
 contracts: setup
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 # --- Generated code -----------------------------------------------------------------------------------------------
 
