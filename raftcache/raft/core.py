@@ -27,6 +27,10 @@ Caveats:
 - A leader that is removed leads on until the removal is committed, without counting itself (thesis §4.2.2); a replica
   whose log ends in an *uncommitted* removal of itself may still campaign, as the group might otherwise have nobody who can.
 - A removed replica is no longer sent anything, so it may never learn of its removal; pre-vote and the lease keep it harmless.
+- A replica that lost its state refuses logs behind its own and does not campaign itself. Where its vote is needed (the only
+  other voters up have shorter logs), the group waits until its state, or another voter, is back.
+- A leader learns that a follower lost acknowledged entries when it probes it: after `report_unreachable`, or with the next
+  entry. The shell reports every lost connection.
 """
 
 import random as random_module
@@ -282,7 +286,7 @@ class Raft:
 
     @property
     def applied(self) -> Index:
-        """The last entry that the shell reported applied."""
+        """The last entry that the shell reported applied. Goes back only where a snapshot replaces a lost state."""
         return self.log.applied
 
     @property
