@@ -322,7 +322,7 @@ class SimulatedDisk:
     def free_bytes(self, path: str) -> int:
         if self.capacity_bytes is None:
             return 1 << 50
-        return max(0, self.capacity_bytes - self._used_bytes())
+        return max(0, self.capacity_bytes - self.used_bytes())
 
     # --- Faults ---
 
@@ -388,7 +388,11 @@ class SimulatedDisk:
         """How long `inode` may become within the capacity."""
         if self.capacity_bytes is None:
             return 1 << 50
-        return _pages(inode.size) * PAGE_BYTES + max(0, self.capacity_bytes - self._used_bytes())
+        return _pages(inode.size) * PAGE_BYTES + max(0, self.capacity_bytes - self.used_bytes())
+
+    def used_bytes(self) -> int:
+        """What all files take, in whole pages."""
+        return sum(_pages(inode.size) for inode in self._files()) * PAGE_BYTES
 
     # --- Inside ---
 
@@ -409,9 +413,6 @@ class SimulatedDisk:
 
     def _files(self) -> list[_Inode]:
         return [inode for inode in self._visible.values() if inode is not None]
-
-    def _used_bytes(self) -> int:
-        return sum(_pages(inode.size) for inode in self._files()) * PAGE_BYTES
 
 
 def _apply(namespace: _Namespace, change: _NameChange) -> None:

@@ -218,11 +218,17 @@ def _require(
                 metadata={"file": directory, "watermark": str(watermark)},
             )
         number, offset = stop >> OFFSET_BITS, stop & ((1 << OFFSET_BITS) - 1)
-        path = segment_path(directory, number)
         found = scanned.get(number)
         what = "is missing" if found is None else f"is damaged at offset {offset}"
-        if found is not None and any(place > offset for place in found.batches):
-            what += " (valid data follows)"
+        if found is not None:
+            follows = [place for place in found.batches if place > offset]
+            missing = [later for later in (number + 1, watermark >> OFFSET_BITS) if later not in scanned]
+            if follows:
+                what += " (valid data follows)"
+            elif missing:
+                # Nothing behind the break in this file, so the log went on in one that is not there.
+                number, offset, what = missing[0], 0, f"is missing (segment {number} ends at offset {offset})"
+        path = segment_path(directory, number)
         known = ", ".join(str(replica) for replica in sorted(recovered.logs)) or "none"
         raise Corruption(
             f"{path} {what}. The log is proven to have been on the disk up to {describe_position(watermark)}, so "

@@ -158,7 +158,14 @@ def state_of(wal: Wal) -> State:
         held = log.entries(log.first_index(), Index(log.last_index() + 1), 1 << 40)
         assert [e.index for e in held] == list(range(log.first_index(), log.last_index() + 1))
         assert [e.term for e in held] == [log.term(e.index) for e in held]
-        logs.append((replica, log.shard, (start, log.term(Index(start))), tuple((e.index, e.term, e.kind, e.data) for e in held)))
+        logs.append(
+            (
+                replica,
+                log.shard,
+                (start, log.term(Index(start))),
+                tuple((e.index, e.term, e.kind, e.data) for e in held),
+            )
+        )
     return tuple(logs), tuple(sorted(wal.removed()))
 
 
@@ -211,7 +218,8 @@ class Workload:
         assert found in self.possible, f"recovered {found}\nwhich is none of {self.possible}"
         self.possible = [found]
         logs, removed = found
-        assert isinstance(logs, tuple) and isinstance(removed, tuple)
+        assert isinstance(logs, tuple)
+        assert isinstance(removed, tuple)
         self.model.removed = set(removed)
         self.model.replicas = {
             replica: ReplicaModel(shard, start, [Entry(Term(t), Index(i), k, d) for i, t, k, d in held])
@@ -258,7 +266,9 @@ class Workload:
                 item.snapshot = SnapshotMeta(Index(index), Term(self._term), THREE)
             if self.random.random() < 0.2:
                 old = self.model.hard.get(replica, HardState())
-                item.hard_state = HardState(Term(old.term + self.random.randint(1, 2)), ReplicaId(self.random.randint(0, 3)))
+                item.hard_state = HardState(
+                    Term(old.term + self.random.randint(1, 2)), ReplicaId(self.random.randint(0, 3))
+                )
                 self.hard_written.setdefault(replica, []).append(item.hard_state)
             batch.append(item)
         # Known as possible before the call: a crash within it may leave the batch whole.
