@@ -183,9 +183,9 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
     assert [] == named
 
 
-def test_nobody_calls_what_the_style_bans(modules: list[Module]) -> None:
-    """Bare tasks, the machine's clocks and global randomness are out of tests' control."""
-    found, allowed_and_used = [], set()
+def banned_calls(modules: list[Module]) -> tuple[list[str], set[str]]:
+    """What is banned and not allowed, with its place and reason; and which of the allowed calls there are."""
+    found, used = [], set()
     for module in modules:
         # A parameter `random: random.Random` is what the style asks for; only the module of that name is meant.
         imported = {alias.asname or alias.name for node in ast.walk(module.tree) for alias in _imported(node)}
@@ -195,13 +195,45 @@ def test_nobody_calls_what_the_style_bans(modules: list[Module]) -> None:
             call = ".".join(dotted(node.func).split(".")[-2:])
             key = f"{module.name}: {call}"
             if key in ALLOWED_CALLS:
-                allowed_and_used.add(key)
+                used.add(key)
             elif call.startswith("random.") and "random" not in imported:
                 continue
             elif call in BANNED_CALLS and not _program_may(module, call):
                 found.append(f"{module.name}:{node.lineno}: {call}: {BANNED_CALLS[call]}")
+    return found, used
+
+
+def test_nobody_calls_what_the_style_bans(modules: list[Module]) -> None:
+    """Bare tasks, the machine's clocks and global randomness are out of tests' control."""
+    found, used = banned_calls(modules)
     assert [] == found
-    assert set(ALLOWED_CALLS) == allowed_and_used, "no longer needed: take it out of ALLOWED_CALLS"
+    assert set(ALLOWED_CALLS) == used, "no longer needed: take it out of ALLOWED_CALLS"
+
+
+CANARY = (
+    """
+import asyncio, random, time
+from datetime import datetime
+
+async def a() -> None:
+    asyncio.create_task(b())
+    await asyncio.gather(b(), b())
+    time.time(); datetime.now(); random.choice([1]); print(1)
+
+def long() -> None:
+    '''Not counted.'''
+"""
+    + "    pass\n" * (FUNCTION_LINES_MAX + 1)
+)
+
+
+def test_the_rules_find_a_module_that_breaks_them() -> None:
+    """The canary: rules that see nothing would pass everything."""
+    canary = Module(PACKAGE / "node" / "canary.py", ast.parse(CANARY))
+    found, _ = banned_calls([canary])
+    broken = {"asyncio.create_task", "asyncio.gather", "time.time", "datetime.now", "random.choice", "print"}
+    assert broken == {line.split(": ")[1] for line in found}
+    assert FUNCTION_LINES_MAX + 2 == {name: body_lines(function) for name, function in functions(canary.tree)}["long"]
 
 
 def _imported(node: ast.AST) -> list[ast.alias]:

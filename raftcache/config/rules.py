@@ -143,15 +143,18 @@ def _tls(config: Config) -> Iterator[Violation]:
         yield Violation("tls.client_ca", "is set, but client_cert and client_key are not")
     if len({bool(tls.peer_cert), bool(tls.peer_key), bool(tls.peer_ca)}) > 1:
         yield Violation("tls.peer_cert", "peer_cert, peer_key and peer_ca go together; only some of them are set")
-    for name, address, certificate in (
-        ("client", listen.client, tls.client_cert),
-        ("peer", listen.peer, tls.peer_cert),
+    # The admin port has no TLS of its own and shows no data; beyond loopback it opens where the operator has thought of
+    # security at all, one way or the other.
+    for name, address, certificate, needed in (
+        ("client", listen.client, tls.client_cert, "client_cert"),
+        ("peer", listen.peer, tls.peer_cert, "peer_cert"),
+        ("admin", listen.admin, tls.peer_cert, "peer_cert"),
     ):
         if address and not certificate and not tls.insecure and not is_loopback(parse_address(address)[0]):
             yield Violation(
                 f"listen.{name}",
-                f"{address} is not a loopback address, and without tls.{name}_cert anybody there could read and write; "
-                f"set the certificates, or tls.insecure = true",
+                f"{address} is not a loopback address, and anybody there could use the port; "
+                f"set tls.{needed} (with its key and CA), or tls.insecure = true",
             )
 
 

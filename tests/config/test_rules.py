@@ -52,8 +52,8 @@ def test_settings_that_contradict_each_other_are_refused(flags: dict[str, object
     assert caught.value.message.startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize("port", ["client", "peer"])
-def test_a_port_beyond_loopback_needs_tls_or_the_word_insecure(port: str) -> None:
+@pytest.mark.parametrize(("port", "certified"), [("client", "client"), ("peer", "peer"), ("admin", "peer")])
+def test_a_port_beyond_loopback_needs_tls_or_the_word_insecure(port: str, certified: str) -> None:
     """The default must not put anybody's data on a network."""
     for address in LOOPBACK:
         load(flags={f"listen.{port}": address})
@@ -61,7 +61,7 @@ def test_a_port_beyond_loopback_needs_tls_or_the_word_insecure(port: str) -> Non
         with pytest.raises(ConfigError, match="is not a loopback address"):
             load(flags={f"listen.{port}": address})
         load(flags={f"listen.{port}": address, "tls.insecure": True})
-        certificates = {f"tls.{port}_{name}": f"{name}.pem" for name in ("cert", "key", "ca")}
+        certificates = {f"tls.{certified}_{name}": f"{name}.pem" for name in ("cert", "key", "ca")}
         load(flags={f"listen.{port}": address, **certificates})
 
 
