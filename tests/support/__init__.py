@@ -1,0 +1,1 @@
+"""What the tests with real processes, the demo and the benchmarks share."""
