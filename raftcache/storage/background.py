@@ -110,3 +110,45 @@ class InlineBackground:
         job = Job()
         job.run(work, self._post)
         return job
+
+
+class Jobs:
+    """The jobs of one owner: what runs, and what becomes of it when the owner moves on. Loop only."""
+
+    def __init__(self, background: Background, post: Post) -> None:
+        self.post = post
+        self._background = background
+        self._running: dict[Job, Continuation] = {}
+        """With what is posted in place of a continuation if all are cancelled."""
+
+    def start(self, name: str, work: Work, cancelled: Continuation) -> Job:
+        """Run `work` beside the loop and its continuation on it; `cancelled` instead after `cancel_all`."""
+
+        def tracked(job: Job) -> Continuation:
+            continuation = work(job)
+
+            def finish() -> None:
+                del self._running[job]
+                continuation()
+
+            return finish
+
+        job = self._background.start(name, tracked)
+        self._running[job] = cancelled
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """End one job and wait for that; nothing is posted."""
+        job.cancel()
+        self._running.pop(job, None)
+
+    def cancel_all(self) -> None:
+        """End every job and wait for that, so that none touches anything any more; whoever waits for one is told."""
+        running, self._running = self._running, {}
+        for job, cancelled in running.items():
+            job.cancel()
+            self.post(cancelled)
+
+
+def nothing() -> None:
+    """The continuation of a job that nobody waits for."""

@@ -72,25 +72,31 @@ class Known:
 class Draft:
     """A checkpoint being written. Invisible until `publish`, gone after `discard` or a crash."""
 
-    def __init__(self, disk: Disk, parent: str, number: int) -> None:
+    def __init__(self, disk: Disk, parent: str, number: int, *, sync_inline: bool) -> None:
         self._disk = disk
         self._parent = parent
         self.directory = f"{parent}/{_DRAFT}{number}"
         self.state_path = f"{self.directory}/{STATE_FILE}"
         self.digest = BlockDigest()
         """Of what was appended."""
-        self._unsynced = 0
+        self.unsynced = 0
+        """Bytes appended since the last sync; reset by whoever syncs."""
+        self._sync_inline = sync_inline
         disk.mkdir(self.directory)
         self.file: DiskFile = disk.open(self.state_path, create=True)
 
     def append(self, data: bytes | memoryview) -> None:
-        """Write the next bytes of the state file. Raises: `OSError`, `SyncFailed`."""
+        """Write the next bytes of the state file; with `sync_inline`, sync it now and then. Raises: `OSError`, `SyncFailed`."""
         self.file.pwrite(data, self.digest.size)
         self.digest.update(data)
-        self._unsynced += len(data)
-        if self._unsynced >= SYNC_EVERY_BYTES:
-            self._sync(self.file)
-            self._unsynced = 0
+        self.unsynced += len(data)
+        if self._sync_inline and self.unsynced >= SYNC_EVERY_BYTES:
+            self.unsynced = 0
+            self.sync()
+
+    def sync(self) -> None:
+        """What was appended so far is durable after this. Raises: `SyncFailed`."""
+        self._sync(self.file)
 
     def adopt(self) -> None:
         """The state file was written by somebody else: take its digest. Raises: `OSError`."""
@@ -103,7 +109,7 @@ class Draft:
 
         Raises: `SyncFailed`.
         """
-        self._sync(self.file)
+        self.sync()
         self.file.drop_cache()
         self.file.close()
 
@@ -200,10 +206,10 @@ class Checkpoints:
         """Where its state file lies."""
         return f"{self.directory}/{directory_name(header.meta)}/{STATE_FILE}"
 
-    def draft(self) -> Draft:
+    def draft(self, *, sync_inline: bool = True) -> Draft:
         """Begin to write one. Raises: `OSError`."""
         self._drafts += 1
-        return Draft(self._disk, self.directory, self._drafts)
+        return Draft(self._disk, self.directory, self._drafts, sync_inline=sync_inline)
 
     def add(self, header: CheckpointHeader) -> None:
         """Take a published draft into the table."""

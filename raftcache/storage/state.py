@@ -30,24 +30,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
-from raftcache.errors import Corruption, RaftCacheError, StorageFull, Unavailable, UnsupportedVersion
+from raftcache.errors import Corruption, RaftCacheError, StorageFull, UnsupportedVersion
 from raftcache.kv.records import Records
 from raftcache.raft.configuration import decode_configuration
 from raftcache.raft.messages import SnapshotMeta
-from raftcache.storage.background import Background, Cancelled, Continuation, Job, Post
+from raftcache.storage.background import Background, Cancelled, Continuation, Job, Jobs, Post, nothing
 from raftcache.storage.checkpoint_file import LOGICAL_FORMAT, CheckpointHeader
-from raftcache.storage.checkpoints import (
-    Checkpoints,
-    Draft,
-    Outgoing,
-    StreamParser,
-    SyncFailed,
-    storage_error,
+from raftcache.storage.checkpoint_result import (
+    CheckpointDamaged,
+    CheckpointFailed,
+    CheckpointResult,
+    CheckpointVerified,
+    OnCheckpoint,
+    OnConverted,
+    OutgoingCheckpoint,
+    cancelled,
+    failed,
 )
+from raftcache.storage.checkpoints import Checkpoints, Draft, Outgoing, storage_error
 from raftcache.storage.clean_marker import consume_marker, position_of, write_marker
 from raftcache.storage.disk import Disk, make_directory, parent_of, remove_tree
+from raftcache.storage.incoming import IncomingCheckpoint
 from raftcache.storage.live_state import Damaged, LiveState, StateLost, Verified, Verifier
 
 __all__ = [
@@ -61,67 +65,6 @@ __all__ = [
     "StateLost",
     "StateStore",
 ]
-
-# --- What callers get ---------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True, frozen=True)
-class CheckpointVerified:
-    """The checkpoint is complete, verified and durable. The log at or below `meta.index` may be compacted."""
-
-    meta: SnapshotMeta
-    bytes: int
-    record_count: int
-
-
-@dataclass(slots=True, frozen=True)
-class CheckpointDamaged:
-    """The copy does not add up, though every byte is as it was written: what it was copied *from* is damaged.
-
-    Own checkpoint: the live state is damaged; stop serving and rebuild. Received: the sender's is; nothing was installed.
-    """
-
-    meta: SnapshotMeta
-    found: str
-    """What did not add up, for the log and the operator."""
-
-
-@dataclass(slots=True, frozen=True)
-class CheckpointFailed:
-    """There is no checkpoint, and nothing is known about the state: disk full, verifier killed, cancelled. Try later.
-
-    `fatal`: an fsync failed. Durability can no longer be judged, so the process must end.
-    """
-
-    meta: SnapshotMeta
-    error: RaftCacheError
-    fatal: bool = False
-
-
-CheckpointResult = CheckpointVerified | CheckpointDamaged | CheckpointFailed
-OnCheckpoint = Callable[[CheckpointResult], None]
-"""Called on the loop, exactly once; also for what `discard_live`, `close_clean` and `destroy` cancelled."""
-
-
-class OutgoingCheckpoint(Protocol):
-    """A checkpoint being sent. It is not pruned until `close`."""
-
-    meta: SnapshotMeta
-    size: int
-    """Bytes of all chunks together."""
-    digest: bytes
-    """Of the state file in it; the receiver passes it to `begin_incoming`."""
-
-    def chunk(self) -> bytes:
-        """The next `CHUNK_BYTES` at most; empty at the end. Raises: `Corruption` where the file cannot be read."""
-        ...
-
-    def close(self) -> None:
-        """Let go of it; idempotent."""
-        ...
-
-
-OnConverted = Callable[[OutgoingCheckpoint | CheckpointFailed], None]
 
 
 @dataclass(slots=True, frozen=True)
@@ -154,16 +97,13 @@ class StateStore:
         self._disk = disk
         self._live = live
         self._verifier = verifier
-        self._background = background
-        self._post = post
+        self._jobs = Jobs(background, post)
         self._config = config
         self._checkpoints = Checkpoints(disk, f"{directory}/checkpoints")
         self._records: Records | None = None
         """The live records while they are open."""
         self._prepared: SnapshotMeta | None = None
         """The checkpoint that `LiveState.prepare` has made ready. Set and cleared on the loop."""
-        self._jobs: dict[Job, Continuation] = {}
-        """Running jobs, and what is posted in place of their continuation if they are cancelled."""
         self._incoming: IncomingCheckpoint | None = None
         """The newest one, finished or not."""
         self._checkpointing = False
@@ -321,7 +261,7 @@ class StateStore:
         try:
             draft = self._checkpoints.draft()
         except OSError as error:
-            self._post(partial(on_done, _failed(meta, error)))
+            self._jobs.post(partial(on_done, failed(meta, error)))
             return
         copy = self._live.copy()
         self._checkpointing = True
@@ -394,14 +334,14 @@ class StateStore:
                 return partial(on_done, CheckpointDamaged(meta, str(error)))
             except (RaftCacheError, OSError) as error:
                 draft.discard()
-                return partial(on_done, _failed(meta, error))
+                return partial(on_done, failed(meta, error))
             except Cancelled:
                 draft.discard()
                 raise
             prepared = prepare and self._prepare(header, job)
             return partial(self._published, header, prepared, on_done)
 
-        self._start(name, work, partial(on_done, _cancelled(meta)))
+        self._jobs.start(name, work, partial(on_done, cancelled(meta)))
 
     def _prepare(self, header: CheckpointHeader, job: Job) -> bool:
         """Whether the checkpoint lies ready for `install`, which otherwise does this itself."""
@@ -433,10 +373,10 @@ class StateStore:
                     remove_tree(self._disk, directory)
                 except OSError:
                     pass
-            return _nothing
+            return nothing
 
         if directories:
-            self._start("prune", work, _nothing)
+            self._jobs.start("prune", work, nothing)
 
     # --- Sending --------------------------------------------------------------------------------------------------
 
@@ -456,12 +396,12 @@ class StateStore:
         if source is None:
             raise Corruption(f"{self.directory}: no checkpoint at index {meta.index}, term {meta.term}")
         if self.format == LOGICAL_FORMAT:
-            self._post(partial(on_done, self.open_checkpoint_for_read(meta)))
+            self._jobs.post(partial(on_done, self.open_checkpoint_for_read(meta)))
             return
         try:
             draft = self._checkpoints.draft()
         except OSError as error:
-            self._post(partial(on_done, _failed(meta, error)))
+            self._jobs.post(partial(on_done, failed(meta, error)))
             return
 
         def work(job: Job) -> Continuation:
@@ -470,21 +410,21 @@ class StateStore:
                 draft.adopt()
             except Damaged as error:
                 draft.discard()
-                return partial(on_done, _failed(meta, Corruption(str(error))))
+                return partial(on_done, failed(meta, Corruption(str(error))))
             except (RaftCacheError, OSError) as error:
                 draft.discard()
-                return partial(on_done, _failed(meta, error))
+                return partial(on_done, failed(meta, error))
             except Cancelled:
                 draft.discard()
                 raise
             header = replace(source, format=LOGICAL_FORMAT, state_bytes=draft.digest.size, digest=draft.digest.digest())
             return lambda: on_done(Outgoing(draft.file, draft.state_path, header, draft.discard))
 
-        self._start("conversion", work, partial(on_done, _cancelled(meta)))
+        self._jobs.start("conversion", work, partial(on_done, cancelled(meta)))
 
     # --- Receiving ------------------------------------------------------------------------------------------------
 
-    def begin_incoming(self, meta: SnapshotMeta, *, size: int, digest: bytes) -> "IncomingCheckpoint":
+    def begin_incoming(self, meta: SnapshotMeta, *, size: int, digest: bytes) -> IncomingCheckpoint:
         """Receive a checkpoint of `size` bytes. An earlier incoming one is abandoned. Raises: `StorageFull`, `Corruption`."""
         if self._incoming is not None:
             self._incoming.abandon()
@@ -494,10 +434,12 @@ class StateStore:
             free = self._disk.free_bytes(self.directory)
             if free < needed:
                 raise StorageFull(f"a snapshot of {size} bytes needs {needed} bytes free, there are {free}")
-            draft = self._checkpoints.draft()
+            draft = self._checkpoints.draft(sync_inline=False)
         except OSError as error:
             raise storage_error(error, action=f"{self.directory}: begin to receive a snapshot") from error
-        self._incoming = IncomingCheckpoint(self, draft, meta, size=size, digest=digest)
+        self._incoming = IncomingCheckpoint(
+            draft, meta, size=size, digest=digest, jobs=self._jobs, receive=self._receive
+        )
         return self._incoming
 
     def _receive(self, draft: Draft, meta: SnapshotMeta, header: CheckpointHeader, on_done: OnCheckpoint) -> None:
@@ -505,7 +447,7 @@ class StateStore:
         if header.format not in (self.format, LOGICAL_FORMAT):
             draft.discard()
             error = UnsupportedVersion(f"a snapshot came as '{header.format}'; this node takes '{self.format}'")
-            self._post(partial(on_done, _failed(meta, error)))
+            self._jobs.post(partial(on_done, failed(meta, error)))
             return
         native = draft
         if header.format != self.format:
@@ -513,7 +455,7 @@ class StateStore:
                 native = self._checkpoints.draft()
             except OSError as os_error:
                 draft.discard()
-                self._post(partial(on_done, _failed(meta, os_error)))
+                self._jobs.post(partial(on_done, failed(meta, os_error)))
                 return
 
         def make(job: Job) -> CheckpointHeader:
@@ -556,101 +498,19 @@ class StateStore:
         """Whether the live file has grown past twice its records: take a checkpoint, `discard_live`, open again."""
         return self._records is not None and self._live.grown()
 
-    # --- Jobs -----------------------------------------------------------------------------------------------------
-
-    def _start(self, name: str, work: Callable[[Job], Continuation], cancelled: Continuation) -> None:
-        """Run `work` beside the loop and its continuation on it; `cancelled` runs instead after `_cancel_all`."""
-
-        def tracked(job: Job) -> Continuation:
-            continuation = work(job)
-
-            def finish() -> None:
-                del self._jobs[job]
-                continuation()
-
-            return finish
-
-        job = self._background.start(f"{name} {self.directory}", tracked)
-        self._jobs[job] = cancelled
-
     def _cancel_all(self) -> None:
-        """End every job, and wait for that: none touches the live records or the disk any more."""
+        """End what is in progress and wait for that: nothing touches the live records or drafts any more."""
         if self._incoming is not None:
             self._incoming.abandon()
             self._incoming = None
-        jobs, self._jobs = self._jobs, {}
-        for job, cancelled in jobs.items():
-            job.cancel()
-            self._post(cancelled)
+        self._jobs.cancel_all()
 
     def _prune_if_open(self) -> None:
         if self._records is not None:
             self._prune()
 
 
-class IncomingCheckpoint:
-    """A checkpoint being received. Nothing is visible until `finish` reported `CheckpointVerified`."""
-
-    def __init__(self, store: StateStore, draft: Draft, meta: SnapshotMeta, *, size: int, digest: bytes) -> None:
-        self._store = store
-        self._draft = draft
-        self._meta = meta
-        self._digest = digest
-        self._parser = StreamParser(size)
-        self._open = True
-
-    def add(self, chunk: bytes) -> None:
-        """Write the next bytes. Raises: `StorageFull`, `Corruption` (not what was announced); abandon it then."""
-        if not self._open:
-            raise Corruption("the snapshot is not wanted any more: the replica's state was closed or another one begun")
-        state = self._parser.feed(chunk)
-        try:
-            if state:
-                self._draft.append(state)
-        except OSError as error:
-            raise storage_error(error, action=self._draft.state_path) from error
-
-    def finish(self, on_done: OnCheckpoint) -> None:
-        """All is there: verify, make durable, rename, and make ready for `install`."""
-        try:
-            if not self._open:
-                raise Corruption("the snapshot is not wanted any more")
-            header = self._parser.complete()
-            if header.meta != self._meta or header.digest != self._digest:
-                raise Corruption(
-                    f"announced was a snapshot at {self._meta.index}, {header.meta.index} came, or other bytes"
-                )
-        except RaftCacheError as error:
-            self.abandon()
-            self._store._post(partial(on_done, _failed(self._meta, error)))
-            return
-        self._open = False
-        self._store._receive(self._draft, self._meta, header, on_done)
-
-    def abandon(self) -> None:
-        """Drop what was received. Idempotent; does nothing after `finish`."""
-        if self._open:
-            self._open = False
-            self._draft.discard()
-
-
-def _failed(meta: SnapshotMeta, error: RaftCacheError | OSError) -> CheckpointFailed:
-    if isinstance(error, OSError):
-        error = storage_error(error, action=f"checkpoint at index {meta.index}")
-    return CheckpointFailed(meta, error, fatal=isinstance(error, SyncFailed))
-
-
-def _cancelled(meta: SnapshotMeta) -> CheckpointFailed:
-    return CheckpointFailed(
-        meta, Unavailable(f"the checkpoint at index {meta.index} was cancelled: its replica moved on")
-    )
-
-
 def _cancellable(blocks: Iterator[bytes], job: Job) -> Iterator[bytes]:
     for block in blocks:
         job.check()
         yield block
-
-
-def _nothing() -> None:
-    """The continuation of a job that nobody waits for."""
