@@ -117,7 +117,15 @@ class GrpcioPeer:
 class GrpcFront:
     """A grpcio server over `Handlers`. Is the `CallSink` of its calls."""
 
-    def __init__(self, handlers: Handlers, config: GrpcFrontConfig, clock: Clock) -> None:
+    def __init__(
+        self,
+        handlers: Handlers,
+        config: GrpcFrontConfig,
+        clock: Clock,
+        on_answered: Callable[[str, str, int], None] = lambda method, code, took_ns: None,
+    ) -> None:
+        """`on_answered` is told of every unary call: its method without the service, the gRPC code, nanoseconds."""
+        self._on_answered = on_answered
         self._handlers = handlers
         self._config = config
         self._clock = clock
@@ -223,11 +231,13 @@ class GrpcFront:
     def _unary(self, method: str, service: UnaryService) -> Callable[..., Any]:
         key, loop = id(service), asyncio.get_running_loop()
         in_flight_max, monotonic_ns = self._config.in_flight_max, self._clock.monotonic_ns
+        on_answered, name = self._on_answered, method.rpartition("/")[2]
 
         async def handle(message: bytes, context: _Context) -> bytes:
             if self._in_flight >= in_flight_max:
                 await self._refuse(context, self._overloaded())
-            deadline_ns = _deadline_ns(context.time_remaining(), monotonic_ns())
+            started_ns = monotonic_ns()
+            deadline_ns = _deadline_ns(context.time_remaining(), started_ns)
             future: asyncio.Future[bytes | Refusal] = loop.create_future()
             if not self._calls:
                 loop.call_soon(self._flush)
@@ -238,8 +248,10 @@ class GrpcFront:
             finally:
                 self._in_flight -= 1
             if isinstance(answer, Refusal):
+                on_answered(name, _CODES[answer.code].name, monotonic_ns() - started_ns)
                 await self._refuse(context, answer)
             assert isinstance(answer, bytes), answer
+            on_answered(name, "OK", monotonic_ns() - started_ns)
             return answer
 
         return handle

@@ -100,7 +100,7 @@ class Administrator:
         plan = host.load_plan()
         if plan is None or set(plan.nodes) != {member.node for member in members}:
             await self._refuse_members_of_others(members, None)
-            plan = first_directory(ClusterId(host.new_id()), members, shards)
+            plan = first_directory(ClusterId(host.new_id()), members, shards, host.session_limits())
             host.save_plan(plan)
         else:
             await self._refuse_members_of_others(members, plan.cluster)

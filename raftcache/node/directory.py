@@ -97,6 +97,9 @@ class Directory:
     nodes: dict[NodeId, DirectoryNode] = field(default_factory=dict)
     shards: dict[ShardId, DirectoryShard] = field(default_factory=dict)
     next_replica: int = 1
+    session_limits: dict[str, int] = field(default_factory=dict)
+    """`KvLimits`' limits of sessions, which decide state and so must be the same wherever a shard is created: those of
+    the node that made the cluster."""
 
     def node_of(self, replica_id: ReplicaId) -> NodeId | None:
         for shard in self.shards.values():
@@ -118,6 +121,7 @@ class Directory:
             "format": FORMAT,
             "cluster": str(self.cluster),
             "next_replica": self.next_replica,
+            "session_limits": self.session_limits,
             "nodes": [asdict(self.nodes[node]) | {"node": str(node)} for node in sorted(self.nodes)],
             "shards": [_encode_shard(self.shards[shard]) for shard in sorted(self.shards)],
         }
@@ -140,6 +144,7 @@ class Directory:
             nodes={node.node: node for node in nodes},
             shards={shard.shard: shard for shard in shards},
             next_replica=document["next_replica"],
+            session_limits=document["session_limits"],
         )
 
 
@@ -173,7 +178,9 @@ def split_slots(shards: int) -> list[tuple[Slot, Slot]]:
     return [(Slot(lo), Slot(hi)) for lo, hi in zip(bounds, bounds[1:], strict=False)]
 
 
-def first_directory(cluster: ClusterId, nodes: list[DirectoryNode], shards: int) -> Directory:
+def first_directory(
+    cluster: ClusterId, nodes: list[DirectoryNode], shards: int, session_limits: dict[str, int] | None = None
+) -> Directory:
     """The plan of `init`: the catalog and `shards` shards, each with up to three voters, spread round-robin.
 
     Raises: `InvalidRequest` where the number of shards or nodes makes no sense.
@@ -195,7 +202,7 @@ def first_directory(cluster: ClusterId, nodes: list[DirectoryNode], shards: int)
             members.append(DirectoryReplica(ReplicaId(next_replica), node.node, "voter"))
             next_replica += 1
         placed[ShardId(number)] = DirectoryShard(ShardId(number), ranges, tuple(members))
-    return Directory(cluster, 1, {node.node: node for node in ordered}, placed, next_replica)
+    return Directory(cluster, 1, {node.node: node for node in ordered}, placed, next_replica, session_limits or {})
 
 
 def with_node(directory: Directory, node: DirectoryNode) -> Directory:

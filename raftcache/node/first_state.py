@@ -41,6 +41,7 @@ def write_first_state(records: Records, directory: Directory, shard: DirectorySh
         index=Index(0) if catalog else FIRST_INDEX,
         term=Term(0) if catalog else FIRST_TERM,
         configuration=configuration,
+        limits=KvLimits(**directory.session_limits),
     )
     if catalog:
         machine = Machine(records, limits)

@@ -165,6 +165,16 @@ class Host:
             return
         engine.submit(requests, sink)
 
+    def session_limits(self) -> dict[str, int]:
+        """The limits that a cluster made by this node gets for good."""
+        limits = self._limits
+        return {
+            "session_window": limits.session_window,
+            "session_reply_bytes_max": limits.session_reply_bytes_max,
+            "session_reply_bytes_total_max": limits.session_reply_bytes_total_max,
+            "sessions_max": limits.sessions_max,
+        }
+
     def own_entry(self) -> DirectoryNode:
         return self._entry
 

@@ -29,7 +29,7 @@ from raftcache.errors import (
     WrongShard,
 )
 from raftcache.ids import NodeId, ShardId
-from raftcache.kv.operations import CompareAndSwap, Get, Put, Scan, Transaction
+from raftcache.kv.operations import CompareAndSwap, Delete, Get, GetResult, Put, Scan, Transaction
 from raftcache.node.api import Consistency, Reply, ReplySink, Request
 from raftcache.node.forwarding import decode_replies, decode_requests, encode_replies, encode_requests
 from raftcache.node.replica import Replica, Waiting
@@ -40,6 +40,8 @@ REQUEST_OVERHEAD_BYTES = 256
 FORWARD_OPERATIONS_MAX = 1000
 """Operations in one forwarded payload; with `FORWARD_BYTES_MAX` keeps a frame far below the transport's bound."""
 FORWARD_BYTES_MAX = 4 << 20
+VALUE_BYTES_ASSUMED = 1 << 20
+"""What a returned value may have: `limits.value_bytes_max` by default. Larger ones only make payloads larger."""
 
 
 class Forward(Protocol):
@@ -59,6 +61,21 @@ class Places(Protocol):
     def owner(self, slot: int) -> ShardId: ...
     def address(self, node: NodeId) -> str: ...
     def learned_leader(self, shard: ShardId, node: NodeId | None) -> None: ...
+
+
+def reply_cost_of(request: Request) -> int:
+    """Bytes that the reply to a forwarded write may need: what a write returns cannot be asked for again.
+
+    Replies to reads are not counted: what does not fit into one payload is refused, and asked for again (`_ForwardSink`).
+    """
+    operation = request.operation
+    if isinstance(operation, (Put, Delete)) and (operation.return_previous or operation.conditions):
+        return VALUE_BYTES_ASSUMED
+    if isinstance(operation, CompareAndSwap):
+        return VALUE_BYTES_ASSUMED
+    if isinstance(operation, Transaction):
+        return FORWARD_BYTES_MAX
+    return 0
 
 
 def cost_of(request: Request) -> int:
@@ -218,7 +235,7 @@ class Router:
         while start < len(waiting):
             end, size = start, 0
             while end < len(waiting) and end - start < FORWARD_OPERATIONS_MAX and size < FORWARD_BYTES_MAX:
-                size += waiting[end][0].cost
+                size += waiting[end][0].cost + reply_cost_of(waiting[end][0])
                 end += 1
             self._send_part(shard, node, waiting[start:end], now_ns)
             start = end
@@ -375,4 +392,15 @@ class _ForwardSink:
         self._replies.extend(replies)
         assert len(self._replies) <= self._expected, f"{len(self._replies)} replies to {self._expected} requests"
         if len(self._replies) == self._expected:
+            self._trim()
             self._respond(encode_replies(self._shard, self._replies))
+
+    def _trim(self) -> None:
+        """Refuses the reads whose results would make the payload too large; the sender asks for them again."""
+        size = 0
+        for reply in self._replies:
+            result = reply.result
+            if isinstance(result, GetResult) and result.entry is not None:
+                size += len(result.entry.value)
+                if size > FORWARD_BYTES_MAX:
+                    reply.result = Unavailable("the replies did not fit into one message between nodes; ask again")

@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from prometheus_client import CollectorRegistry
-
 from raftcache.clock import NS_PER_MS, NS_PER_SECOND, SystemClock
 from raftcache.config.rules import parse_address
 from raftcache.config.settings import Config
@@ -41,7 +39,7 @@ from raftcache.node.directory import Directory, DirectoryNode
 from raftcache.node.host import Host
 from raftcache.node.kinds import KIND_IDENTIFY, KIND_INIT, KIND_JOIN
 from raftcache.node.settings import EngineSettings
-from raftcache.server import admin_http
+from raftcache.server import admin_http, systemd
 from raftcache.server.home import DiskHome
 from raftcache.server.interpreter import require_assertions
 from raftcache.server.loop import LoopScheduler, Ticker
@@ -111,9 +109,13 @@ def kv_limits(config: Config) -> KvLimits:
         key_bytes_max=limits.key_bytes_max,
         value_bytes_max=limits.value_bytes_max,
         transaction_operations_max=limits.transaction_operations_max,
-        transaction_bytes_max=limits.batch_bytes_max,
+        transaction_bytes_max=limits.transaction_bytes_max,
         scan_entries_max=limits.scan_entries_max,
         scan_bytes_max=limits.scan_bytes_max,
+        session_window=limits.session_window,
+        session_reply_bytes_max=limits.session_reply_bytes_max,
+        session_reply_bytes_total_max=limits.session_reply_bytes_total_max,
+        sessions_max=limits.sessions_max,
     )
 
 
@@ -175,7 +177,7 @@ class NodeProcess:
             wall_ms=clock.wall_ms,
             fields={"node_id": str(data.identity.node), "node": name},
         )
-        metrics = Metrics(CollectorRegistry())
+        metrics = Metrics()
         observer = TelemetryObserver(metrics, log)
 
         def fatal(reason: str) -> NoReturn:
@@ -294,7 +296,7 @@ class NodeProcess:
             stall_ns=config.raft.tick_ms * NS_PER_MS,
             on_stall=lambda lag_ns: observer.event("loop_stalled", seconds=lag_ns / NS_PER_SECOND),
         )
-        front = self._front(host)
+        front = self._front(host, metrics)
         try:
             host.open()
             # What recovery built lives as long as the process: no collection needs to look at it again.
@@ -308,8 +310,14 @@ class NodeProcess:
             observer.event(
                 "node_started", client=_joined(ports.client), peer=_joined(peer), admin=_joined(admin_address)
             )
+            systemd.notify(systemd.READY)
+            alive = systemd.watchdog_seconds()
+            watchdog = Ticker(clock, int(alive * NS_PER_SECOND), _alive) if alive is not None else None
+            if watchdog is not None:
+                watchdog.start()
             self._on_ready(ports)
             await self._stopping.wait()
+            systemd.notify(systemd.STOPPING)
             await self._shut_down(host, front, observer)
         finally:
             ticker.stop()
@@ -329,7 +337,7 @@ class NodeProcess:
                 await asyncio.sleep(DRAIN_POLL_SECONDS)
         await front.stop(FRONT_GRACE_SECONDS)
 
-    def _front(self, host: Host) -> GrpcFront:
+    def _front(self, host: Host, metrics: Metrics) -> GrpcFront:
         config = self._config
         limits, tls = config.limits, config.tls
         nowhere = Directory(NO_CLUSTER, 0)
@@ -363,6 +371,7 @@ class NodeProcess:
                 tls=files,
             ),
             self._clock,
+            on_answered=metrics.rpc,
         )
 
     def _checks(self, host: Host) -> list[admin_http.Check]:
@@ -400,6 +409,11 @@ class NodeProcess:
         if not tls.peer_cert:
             return None
         return peer_tls(TlsFiles(Path(tls.peer_cert), Path(tls.peer_key), Path(tls.peer_ca)))
+
+
+def _alive() -> None:
+    # From the loop, so that a stalled one is found by the supervisor.
+    systemd.notify(systemd.ALIVE)
 
 
 def _tick(host: Host) -> None:

@@ -1,5 +1,6 @@
 """What the node shows when it is scraped: plain numbers read off the engine at that moment."""
 
+from raftcache.clock import NS_PER_SECOND
 from raftcache.ids import NO_REPLICA
 from raftcache.node.host import Host
 from raftcache.node.replica import Replica
@@ -55,6 +56,7 @@ def _peers(network: PeerNetwork) -> list[PeerSample]:
         PeerSample(
             peer=str(status.node),
             connected=status.state is LinkState.UP,
+            round_trip_seconds=status.round_trip_ns / NS_PER_SECOND,
             send_failures=status.traffic.messages_dropped,
             queue_bytes=status.queued_bytes,
             sent_bytes=status.traffic.bytes_sent,

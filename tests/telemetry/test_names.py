@@ -51,7 +51,6 @@ def test_every_event_in_the_table_is_spoken_of_somewhere() -> None:
 
 
 UNFED: dict[str, str] = {
-    "rpc": "the fronts do not yet tell how long a call took",
 }
 """What `Metrics` offers and nobody uses. May only shrink."""
 

@@ -1,0 +1,1 @@
+"""The shell: replicas, proposals, the directory, and what operators ask."""
