@@ -177,10 +177,10 @@ class Accepted:
         if not self._listener.made(self):
             connection.abort(Overloaded("too many connections of other nodes"))
 
-    def on_frame(self, connection: Connection, kind: FrameType, payload: bytes) -> None:
+    def on_frame(self, connection: Connection, kind: FrameType, payload: memoryview) -> None:
         node = self.node
         if node is None:
-            self._on_hello(connection, kind, payload)
+            self._on_hello(connection, kind, bytes(payload))
             return
         match kind:
             case FrameType.RAFT:
@@ -194,14 +194,14 @@ class Accepted:
             case FrameType.PING:
                 if len(payload) != PING.size:
                     raise ProtocolError(f"node {node} sent a ping of {len(payload)} bytes")
-                self._outbox.add_control(FrameType.PONG, payload)
+                self._outbox.add_control(FrameType.PONG, bytes(payload))
                 connection.pump()
             case FrameType.SNAPSHOT_BEGIN | FrameType.SNAPSHOT_CHUNK | FrameType.SNAPSHOT_END:
                 if self._stream is None:
                     raise ProtocolError(
                         f"node {node} sent a {kind.name} frame on a connection that is not for snapshots"
                     )
-                self._stream.on_frame(kind, payload)
+                self._stream.on_frame(kind, bytes(payload))
             case FrameType.GOODBYE:
                 connection.close()
             case _:
@@ -245,7 +245,7 @@ class Accepted:
 
     # --- Requests -----------------------------------------------------------------------------------------------------
 
-    def _on_request(self, node: NodeId, payload: bytes) -> None:
+    def _on_request(self, node: NodeId, payload: memoryview) -> None:
         request_id, kind, body = decode_request(payload)
         if request_id <= self._last_request_id:
             raise ProtocolError(f"node {node} sent request {request_id} after {self._last_request_id}")

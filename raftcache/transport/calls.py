@@ -24,6 +24,7 @@ from raftcache.errors import (
     RaftCacheError,
     Unavailable,
 )
+from raftcache.transport.codec import Payload
 from raftcache.transport.frames import FrameType
 from raftcache.transport.local_node import OnReply
 from raftcache.transport.outbox import Call
@@ -51,33 +52,33 @@ def encode_request(request_id: int, kind: int, payload: bytes) -> Call:
     return Call(FrameType.REQUEST, [_REQUEST.pack(request_id, kind), payload])
 
 
-def decode_request(payload: bytes) -> tuple[int, int, bytes]:
+def decode_request(payload: Payload) -> tuple[int, int, bytes]:
     """(id, kind, payload). Raises: `ProtocolError`."""
     if len(payload) < _REQUEST.size:
         raise ProtocolError(f"a request of {len(payload)} bytes has no head")
     request_id, kind = _REQUEST.unpack_from(payload)
-    return request_id, kind, payload[_REQUEST.size :]
+    return request_id, kind, bytes(payload[_REQUEST.size :])
 
 
 def encode_response(request_id: int, status: Status, payload: bytes) -> Call:
     return Call(FrameType.RESPONSE, [_RESPONSE.pack(request_id, status), payload])
 
 
-def decode_response(payload: bytes) -> tuple[int, Status, bytes]:
+def decode_response(payload: Payload) -> tuple[int, Status, bytes]:
     """(id, status, payload). Raises: `ProtocolError`."""
     if len(payload) < _RESPONSE.size:
         raise ProtocolError(f"a response of {len(payload)} bytes has no head")
     request_id, number = _RESPONSE.unpack_from(payload)
     if number > Status.ANSWER_TOO_LARGE:
         raise ProtocolError(f"a response has the unknown status {number}")
-    return request_id, Status(number), payload[_RESPONSE.size :]
+    return request_id, Status(number), bytes(payload[_RESPONSE.size :])
 
 
 def encode_goodbye(last_request_id: int) -> bytes:
     return _GOODBYE.pack(last_request_id)
 
 
-def decode_goodbye(payload: bytes) -> int:
+def decode_goodbye(payload: Payload) -> int:
     """Raises: `ProtocolError`."""
     if len(payload) != _GOODBYE.size:
         raise ProtocolError(f"a goodbye has {len(payload)} bytes, not {_GOODBYE.size}")
@@ -122,7 +123,7 @@ class WaitingRequests:
         """Takes the newest request back, as if it had never been added: its queue was full."""
         self._waiting.pop(self._last_id)
 
-    def on_response(self, payload: bytes) -> None:
+    def on_response(self, payload: Payload) -> None:
         """Raises: `ProtocolError`. An answer that nobody waits for any more (its deadline passed) is dropped."""
         request_id, status, answer = decode_response(payload)
         if request_id > self._last_id:

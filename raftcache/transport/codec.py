@@ -42,6 +42,9 @@ from raftcache.raft.messages import (
 
 SECTION_VERSION = 1
 
+Payload = bytes | memoryview
+"""What is decoded. Of a view, only what outlives the call is copied: the data of entries."""
+
 _HEAD = struct.Struct("<BIII")
 SECTION_HEAD_BYTES = _HEAD.size
 
@@ -101,35 +104,40 @@ def encode_heartbeat_reply(shard: ShardId, m: HeartbeatReply) -> bytes:
 
 def encode_message(shard: ShardId, message: Message, out: list[bytes]) -> int:
     """Appends the buffers of any message but a heartbeat or its reply to `out`; returns their size in bytes."""
-    match message:
+    # Attributes, not positional patterns: a pattern with nine fields takes longer than the packing.
+    m = message
+    match m:
         case Append():
-            return _encode_append(shard, message, out)
-        case AppendReply(to, from_, term, index, rejected, hint_index, hint_term):
+            return _encode_append(shard, m, out)
+        case AppendReply():
             record = _APPEND_REPLY.pack(
-                _KIND_APPEND_REPLY, shard, to, from_, term, index, rejected, hint_index, hint_term
+                _KIND_APPEND_REPLY, shard, m.to, m.from_, m.term, m.index, m.rejected, m.hint_index, m.hint_term
             )
-        case ReadIndexRequest(to, from_, term, context):
-            record = _READ_INDEX_REQUEST.pack(_KIND_READ_INDEX_REQUEST, shard, to, from_, term, context)
-        case ReadIndexReply(to, from_, term, context, index):
-            record = _READ_INDEX_REPLY.pack(_KIND_READ_INDEX_REPLY, shard, to, from_, term, context, index)
-        case RequestVote(to, from_, term, last_index, last_term, pre, transfer):
-            flags = pre | transfer << 1
-            record = _REQUEST_VOTE.pack(_KIND_REQUEST_VOTE, shard, to, from_, term, last_index, last_term, flags)
-        case VoteReply(to, from_, term, granted, pre):
-            record = _VOTE_REPLY.pack(_KIND_VOTE_REPLY, shard, to, from_, term, granted | pre << 1)
-        case TimeoutNow(to, from_, term):
-            record = _TIMEOUT_NOW.pack(_KIND_TIMEOUT_NOW, shard, to, from_, term)
-        case SnapshotRequest(to, from_, term, min_index):
-            record = _SNAPSHOT_REQUEST.pack(_KIND_SNAPSHOT_REQUEST, shard, to, from_, term, min_index)
-        case InstallSnapshot(to, from_, term, meta):
-            configuration = encode_configuration(meta.configuration)
-            kind = _KIND_INSTALL_SNAPSHOT
-            head = _INSTALL_SNAPSHOT.pack(kind, shard, to, from_, term, meta.index, meta.term, len(configuration))
-            record = head + configuration
+        case ReadIndexRequest():
+            record = _READ_INDEX_REQUEST.pack(_KIND_READ_INDEX_REQUEST, shard, m.to, m.from_, m.term, m.context)
+        case ReadIndexReply():
+            record = _READ_INDEX_REPLY.pack(_KIND_READ_INDEX_REPLY, shard, m.to, m.from_, m.term, m.context, m.index)
+        case RequestVote():
+            flags = m.pre | m.transfer << 1
+            record = _REQUEST_VOTE.pack(
+                _KIND_REQUEST_VOTE, shard, m.to, m.from_, m.term, m.last_index, m.last_term, flags
+            )
+        case VoteReply():
+            flags = m.granted | m.pre << 1
+            record = _VOTE_REPLY.pack(_KIND_VOTE_REPLY, shard, m.to, m.from_, m.term, flags)
+        case TimeoutNow():
+            record = _TIMEOUT_NOW.pack(_KIND_TIMEOUT_NOW, shard, m.to, m.from_, m.term)
+        case SnapshotRequest():
+            record = _SNAPSHOT_REQUEST.pack(_KIND_SNAPSHOT_REQUEST, shard, m.to, m.from_, m.term, m.min_index)
+        case InstallSnapshot():
+            configuration = encode_configuration(m.meta.configuration)
+            kind, size = _KIND_INSTALL_SNAPSHOT, len(configuration)
+            record = _INSTALL_SNAPSHOT.pack(kind, shard, m.to, m.from_, m.term, m.meta.index, m.meta.term, size)
+            record += configuration
         case Heartbeat() | HeartbeatReply():
-            raise AssertionError(f"{type(message).__name__} of shard {shard} belongs into its own section")
+            raise AssertionError(f"{type(m).__name__} of shard {shard} belongs into its own section")
         case _:
-            assert_never(message)
+            assert_never(m)
     out.append(record)
     return len(record)
 
@@ -177,7 +185,7 @@ def encode_section(messages: Iterable[tuple[ShardId, Message]]) -> list[bytes]:
     return [head, *heartbeats, *replies, *buffers]
 
 
-def decode_section(payload: bytes) -> list[tuple[ShardId, Message]]:
+def decode_section(payload: Payload) -> list[tuple[ShardId, Message]]:
     """All messages of a section: heartbeats first, then heartbeat replies, then the others in the order of sending.
 
     Raises: `ProtocolError` (malformed; nothing of it may be used), `UnsupportedVersion` (a newer release wrote it).
@@ -215,7 +223,7 @@ def decode_section(payload: bytes) -> list[tuple[ShardId, Message]]:
     return messages
 
 
-def _check_end(end: int, payload: bytes) -> None:
+def _check_end(end: int, payload: Payload) -> None:
     if end > len(payload):
         raise ProtocolError(f"a record ends at byte {end} of {len(payload)}")
 
@@ -226,7 +234,7 @@ def _flags(value: int, flags_max: int) -> int:
     return value
 
 
-def decode_message(payload: bytes, position: int) -> tuple[ShardId, Message, int]:
+def decode_message(payload: Payload, position: int) -> tuple[ShardId, Message, int]:
     """One message (no heartbeat) from `position`; returns it with the position after it.
 
     Raises: `ProtocolError`.
@@ -237,7 +245,7 @@ def decode_message(payload: bytes, position: int) -> tuple[ShardId, Message, int
         raise ProtocolError(f"a Raft message is cut or damaged: {error}") from None
 
 
-def _decode_message(payload: bytes, position: int) -> tuple[ShardId, Message, int]:
+def _decode_message(payload: Payload, position: int) -> tuple[ShardId, Message, int]:
     kind = payload[position]
     message: Message
     if kind == _KIND_APPEND:
@@ -279,7 +287,7 @@ def _decode_message(payload: bytes, position: int) -> tuple[ShardId, Message, in
     return shard, message, position + layout.size
 
 
-def _decode_append(payload: bytes, position: int) -> tuple[ShardId, Append, int]:
+def _decode_append(payload: Payload, position: int) -> tuple[ShardId, Append, int]:
     _, shard, to, from_, term, previous_index, previous_term, commit, count = _APPEND.unpack_from(payload, position)
     position += _APPEND.size
     entries: list[Entry] = []
@@ -292,17 +300,17 @@ def _decode_append(payload: bytes, position: int) -> tuple[ShardId, Append, int]
         if position > length:
             raise ProtocolError(f"an entry of {data_bytes} bytes ends at byte {position} of {length}")
         index += 1
-        append(Entry(entry_term, index, _ENTRY_KINDS[kind], payload[start:position]))
+        append(Entry(entry_term, index, _ENTRY_KINDS[kind], bytes(payload[start:position])))
     return shard, Append(to, from_, term, previous_index, previous_term, commit, entries), position
 
 
-def _decode_install_snapshot(payload: bytes, position: int) -> tuple[ShardId, InstallSnapshot, int]:
+def _decode_install_snapshot(payload: Payload, position: int) -> tuple[ShardId, InstallSnapshot, int]:
     _, shard, to, from_, term, index, meta_term, size = _INSTALL_SNAPSHOT.unpack_from(payload, position)
     start = position + _INSTALL_SNAPSHOT.size
     end = start + size
     _check_end(end, payload)
     try:
-        configuration = decode_configuration(payload[start:end])
+        configuration = decode_configuration(bytes(payload[start:end]))
     except Corruption as error:
         raise ProtocolError(f"a snapshot's configuration is malformed: {error.message}") from None
     meta = SnapshotMeta(Index(index), Term(meta_term), configuration)

@@ -53,8 +53,8 @@ class Owner(Protocol):
     """Who decides what happens on a connection."""
 
     def on_made(self, connection: "Connection") -> None: ...
-    def on_frame(self, connection: "Connection", kind: FrameType, payload: bytes) -> None:
-        """Raises: `ProtocolError`, `UnsupportedVersion`; the connection is then closed."""
+    def on_frame(self, connection: "Connection", kind: FrameType, payload: memoryview) -> None:
+        """`payload` is valid during the call. Raises: `ProtocolError`, `UnsupportedVersion`; the connection is then closed."""
         ...
 
     def on_closed(self, connection: "Connection", error: RaftCacheError | OSError | None) -> None:

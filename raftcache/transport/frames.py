@@ -9,7 +9,8 @@ Rules of this file:
 - nothing is believed before it is checked: the magic, version, type and length as soon as the header is there (a
   wrong length must not make us wait, or allocate, for what never comes), the checksum before a payload is handed out;
 - after an error the parser is finished, as is the connection: there is no resynchronising with a damaged stream;
-- every byte is copied a bounded number of times, however the stream is cut.
+- every byte is copied a bounded number of times, however the stream is cut. A payload is a view of what was received:
+  whoever keeps a part of it copies that part (a second copy of a 1 MiB Append was measured at 1 ms: page faults).
 """
 
 import struct
@@ -127,7 +128,7 @@ class FrameParser:
         self._chunks.append(data)
         self._available += len(data)
 
-    def next_frame(self) -> tuple[FrameType, bytes] | None:
+    def next_frame(self) -> tuple[FrameType, memoryview] | None:
         """The next complete frame, or None if more bytes are needed.
 
         Raises: `ProtocolError` (not our protocol, or damaged), `UnsupportedVersion`. The connection is then to be
@@ -147,13 +148,13 @@ class FrameParser:
             self._join()
             data, position = self._data, self._position
         end = position + self._need
-        with memoryview(data)[position + 4 : end] as covered:
-            computed = crc32c(covered)
+        covered = memoryview(data)[position + 4 : end]
+        computed = crc32c(covered)
         if computed != checksum:
             raise ProtocolError(f"a frame of {length} bytes has the checksum {computed:#010x}, not {checksum:#010x}")
         kind = _TYPES[number]
         assert kind is not None
-        payload = data[position + HEADER_BYTES : end]
+        payload = covered[HEADER_BYTES - 4 :]
         self._available -= self._need
         self._need = HEADER_BYTES
         if end == len(data):

@@ -100,6 +100,7 @@ class Link:
         self._dropped = False
         self._ping_sent_ns = 0
         self._ping_pending = False
+        self._too_large_reported = 0
         self._closed = False
 
     # --- Called by the node -------------------------------------------------------------------------------------------
@@ -177,6 +178,10 @@ class Link:
     def housekeep(self, now_ns: int) -> None:
         """One round: deadlines, pings, silence."""
         self._waiting.expire(now_ns)
+        if self.outbox.messages_too_large != self._too_large_reported:
+            self._too_large_reported = self.outbox.messages_too_large
+            bytes_max = self.outbox.frame_bytes_max
+            self._local.report("peer_message_too_large", peer=self.node, frame_bytes_max=bytes_max)
         settings = self._local.settings
         connection = self._connection
         if connection is None:
@@ -297,9 +302,9 @@ class Link:
         purpose = Purpose.LINK if self.node != ANY_NODE else Purpose.ERRAND
         connection.write_frame(FrameType.HELLO, encode_hello(Hello(self._local.identity, self.node, purpose)))
 
-    def on_frame(self, connection: Connection, kind: FrameType, payload: bytes) -> None:
+    def on_frame(self, connection: Connection, kind: FrameType, payload: memoryview) -> None:
         if self.state is LinkState.DIALING:
-            self._on_greeting(connection, kind, payload)
+            self._on_greeting(connection, kind, bytes(payload))
             return
         match kind:
             case FrameType.RESPONSE:
@@ -359,7 +364,7 @@ class Link:
             local.handler.on_connected(self.node, theirs.address)
         connection.pump()
 
-    def _on_pong(self, payload: bytes) -> None:
+    def _on_pong(self, payload: memoryview) -> None:
         if len(payload) != PING.size or PING.unpack(payload)[0] != self._ping_sent_ns or not self._ping_pending:
             raise ProtocolError(f"{self._peer} echoed a ping that was not sent")
         self._ping_pending = False

@@ -79,6 +79,7 @@ class Outbox:
         "_urgent_bytes",
         "frame_bytes_max",
         "messages_taken",
+        "messages_too_large",
     )
 
     def __init__(self, *, bulk_bytes_max: int = BULK_BYTES_MAX, call_bytes_max: int = CALL_BYTES_MAX) -> None:
@@ -98,6 +99,8 @@ class Outbox:
         self._call_bytes_max = call_bytes_max
         self.frame_bytes_max = FRAME_BYTES_MAX
         """The largest payload that both ends allow; set by the handshake. Nothing larger gets in."""
+        self.messages_too_large = 0
+        """Raft messages refused because no frame holds them: Raft would repeat them for ever, so somebody must be told."""
         self.messages_taken = 0
         """Raft messages handed over so far."""
 
@@ -105,20 +108,18 @@ class Outbox:
 
     def add_message(self, shard: ShardId, message: Message) -> bool:
         """Encodes and queues. False: the lane is full or the message larger than a frame may be; it is dropped."""
-        kind = type(message)
-        if kind is Heartbeat:
-            assert isinstance(message, Heartbeat)
+        if isinstance(message, Heartbeat):
             self._heartbeats[shard, message.to] = encode_heartbeat(shard, message)
             return True
-        if kind is HeartbeatReply:
-            assert isinstance(message, HeartbeatReply)
+        if isinstance(message, HeartbeatReply):
             self._heartbeat_replies[shard, message.to] = encode_heartbeat_reply(shard, message)
             return True
         buffers: list[bytes] = []
         size = encode_message(shard, message, buffers)
         if SECTION_HEAD_BYTES + size > self.frame_bytes_max:
+            self.messages_too_large += 1
             return False
-        if kind is Append:
+        if isinstance(message, Append):
             # One that is larger than the whole lane still passes when it is alone: a bound must not stop progress.
             if self._bulk and self._bulk_bytes + size > self._bulk_bytes_max:
                 return False
@@ -127,7 +128,7 @@ class Outbox:
             return True
         if self._urgent_bytes + size > URGENT_BYTES_MAX:
             return False
-        assert len(buffers) == 1, f"{kind.__name__} is one record, not {len(buffers)}"
+        assert len(buffers) == 1, f"{type(message).__name__} is one record, not {len(buffers)}"
         self._urgent += buffers
         self._urgent_bytes += size
         return True

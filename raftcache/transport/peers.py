@@ -126,7 +126,10 @@ class PeerNetwork:
         return bound
 
     async def aclose(self, *, patience_ms: int = 1000) -> None:
-        """Says goodbye, lets what was written leave and what was asked be answered, for at most `patience_ms`."""
+        """Says goodbye, lets what was written leave and what others asked be answered, for at most `patience_ms`.
+
+        Requests of this node that are not answered by then end as `OutcomeUnknown`, or `Unavailable` if they never left.
+        """
         why = "this node is shutting down"
         links = [*self._links.values(), *self._errands]
         dialed = (link.connection for link in links)
@@ -225,6 +228,7 @@ class PeerNetwork:
         if link is not None:
             link.close("the node was removed")
             link.abort("the node was removed")
+            self._local.traffic.pop(node, None)
 
     async def reload_tls(self, tls: PeerTls) -> None:
         """New connections use the new certificates; those that are up stay."""

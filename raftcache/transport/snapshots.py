@@ -360,7 +360,7 @@ class _Answers:
             if not data:
                 raise Unavailable("the receiver closed the snapshot's connection")
             self._parser.receive(data)
-        return frame
+        return frame[0], bytes(frame[1])
 
 
 def _check_greeting(local: LocalNode, node: NodeId, kind: FrameType, payload: bytes) -> int:

@@ -153,7 +153,7 @@ class HandPeer:
                 if not data:
                     return None
                 self._parser.receive(data)
-        return frame
+        return frame[0], bytes(frame[1])
 
     async def read_messages(self) -> list[tuple[ShardId, Message]]:
         """The messages of the next RAFT frame; other frames are skipped."""
@@ -287,6 +287,17 @@ async def settle() -> None:
     """Lets the loop do what is due already."""
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+async def until_blocked(node: Node) -> None:
+    """Lets the loop run until the kernel takes no more for node 2."""
+    status = node.network.status()[0]
+    sent = -1
+    async with asyncio.timeout(20):
+        while sent != status.traffic.bytes_sent or node.network.status()[0].queued_bytes == 0:
+            sent = status.traffic.bytes_sent
+            for _ in range(50):
+                await asyncio.sleep(0)
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ def frames_of(data: bytearray) -> list[tuple[FrameType, bytes]]:
     parser.receive(bytes(data))
     found = []
     while (frame := parser.next_frame()) is not None:
-        found.append(frame)
+        found.append((frame[0], bytes(frame[1])))
     return found
 
 
