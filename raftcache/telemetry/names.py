@@ -58,6 +58,7 @@ EVENTS: Mapping[str, tuple[Level, str]] = {
     "peer_connected": (Level.INFO, "A connection to another node is up and its identity is proven."),
     "peer_unreachable": (Level.WARNING, "Another node cannot be dialled; it is tried again."),
     "peer_disconnected": (Level.INFO, "A connection to another node ended."),
+    "peer_message_too_large": (Level.WARNING, "A Raft message exceeds what the other node takes, and was dropped."),
     "peer_refused": (Level.WARNING, "The other side is of another cluster, node, incarnation or protocol version."),
     "bad_request_from_node": (Level.WARNING, "Another node asked for something that cannot be understood or done."),
     # Others' words, routed through.
