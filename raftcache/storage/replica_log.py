@@ -193,18 +193,34 @@ class ReplicaLog:
 
     def append(self, entries: Sequence[Entry], *, segment: int, offset: int) -> None:
         """Entries just written; `offset` is that of the first one's data in the segment's file."""
+        first = entries[0]
+        if len(entries) == 1 and first.index == self.start_index + len(self._terms) + 1:
+            # The usual turn: one entry with many commands.
+            size = len(first.data)
+            if not self._runs or self._runs[-1][1] != segment:
+                self._runs.append((first.index, segment))
+            self._terms.append(first.term)
+            self._kinds.append(first.kind)
+            self._lengths.append(size)
+            self._crcs.append(crc32c(first.data))
+            self._offsets.append(offset)
+            self.data_bytes += size
+            self._cached.append(first)
+            self._cache.add(self, first.index, size + ENTRY_OVERHEAD_BYTES)
+            return
         data = [entry.data for entry in entries]
+        lengths = [len(item) for item in data]
         self.append_index(
-            entries[0].index,
+            first.index,
             terms=[entry.term for entry in entries],
             kinds=[entry.kind for entry in entries],
-            lengths=[len(item) for item in data],
+            lengths=lengths,
             crcs=[crc32c(item) for item in data],
             segment=segment,
             offset=offset,
         )
         self._cached.extend(entries)
-        self._cache.add(self, entries[-1].index, sum(map(len, data)) + len(data) * ENTRY_OVERHEAD_BYTES)
+        self._cache.add(self, entries[-1].index, sum(lengths) + len(data) * ENTRY_OVERHEAD_BYTES)
 
     def append_index(
         self,
@@ -233,7 +249,7 @@ class ReplicaLog:
         for length in lengths:
             offsets.append(offset)
             offset += length
-        self.data_bytes += sum(lengths)
+            self.data_bytes += length
 
     def restart_after(self, meta: SnapshotMeta) -> None:
         """A snapshot was installed (or the group began with one): every entry is dropped."""

@@ -47,6 +47,9 @@ __all__ = ["ReplicaLog", "ReplicaWrite", "Wal", "WalConfig", "WalStats"]
 MOVE_BYTES_MAX = 1 << 20
 """Entries written again per `collect`: a few milliseconds of the loop."""
 
+UNDIVIDED = 1 << 62
+"""No limit: the usual write fits into one batch, and is only taken apart after it turned out not to."""
+
 
 @dataclass(slots=True)
 class ReplicaWrite:
@@ -261,6 +264,8 @@ class Wal:
             StorageFull: no room left and none to be had; nothing of `batch` was written.
         """
         parts = self._encode(batch)
+        if parts and parts[0].builder.size > self._config.batch_bytes_max:
+            parts = self._encode(batch, self._config.batch_bytes_max)
         if parts:
             self._tail.make_room([part.builder.padded_size() for part in parts])
             for part in parts:
@@ -363,11 +368,10 @@ class Wal:
         )
         return builder
 
-    def _encode(self, batch: Sequence[ReplicaWrite]) -> list[_Part]:
-        """The batches for these writes; usually one."""
+    def _encode(self, batch: Sequence[ReplicaWrite], bytes_max: int = UNDIVIDED) -> list[_Part]:
+        """The batches for these writes, none larger than `bytes_max` (but for a single large entry)."""
         part = _Part()
         parts = [part]
-        limit = self._config.batch_bytes_max
         for write in batch:
             log = self._logs.get(write.replica)
             if log is None:
@@ -377,11 +381,9 @@ class Wal:
             if write.snapshot is not None:
                 part.builder.snapshot(log.replica, write.snapshot)
                 part.changes.append((log, write.snapshot))
-            if write.entries and part.builder.size + _size_of(write.entries) <= limit:
-                part.changes.append((log, (write.entries, part.builder.entries(log.replica, write.entries), False)))
-            else:
-                for entries in _chunks(write.entries, limit - BATCH_HEADER_BYTES):
-                    if part.changes and part.builder.size + _size_of(entries) > limit:
+            if write.entries:
+                for entries in _chunks(write.entries, bytes_max):
+                    if part.changes and part.builder.size + _size_of(entries) > bytes_max:
                         part = _Part()
                         parts.append(part)
                     part.changes.append((log, (entries, part.builder.entries(log.replica, entries), False)))
@@ -418,17 +420,18 @@ def _size_of(entries: Sequence[Entry]) -> int:
 
 
 def _chunks(entries: Sequence[Entry], bytes_max: int) -> list[Sequence[Entry]]:
-    """`entries` in stretches of at most `bytes_max`, or of one entry."""
+    """`entries` in stretches that leave a batch of at most `bytes_max`, or of one entry."""
+    if len(entries) == 1 or bytes_max == UNDIVIDED:
+        return [entries]
     chunks: list[Sequence[Entry]] = []
-    start, size = 0, 0
+    start, size, limit = 0, 0, bytes_max - BATCH_HEADER_BYTES
     for place, entry in enumerate(entries):
         cost = len(entry.data) + ENTRY_BYTES
-        if place > start and size + cost > bytes_max:
+        if place > start and size + cost > limit:
             chunks.append(entries[start:place])
             start, size = place, 0
         size += cost
-    if entries:
-        chunks.append(entries[start:])
+    chunks.append(entries[start:])
     return chunks
 
 

@@ -265,9 +265,7 @@ class BatchBuilder:
         data = [entry.data for entry in entries]
         data_bytes = sum(map(len, data))
         kind = _MOVED if moved else _ENTRIES
-        self._pieces.append(_ENTRIES_HEADER.pack(kind, replica, entries[0].index, len(entries), data_bytes))
-        self._pieces.append(heads)
-        self._pieces.extend(data)
+        self._pieces += (_ENTRIES_HEADER.pack(kind, replica, entries[0].index, len(entries), data_bytes), heads, *data)
         start = self.size + _ENTRIES_HEADER.size + len(heads)
         self.size = start + data_bytes
         return start

@@ -119,7 +119,8 @@ def test_a_tail_cut_at_every_byte_loses_the_unsynced_batch_or_nothing(on: str, t
     files = {
         name: machine.read(f"{machine.log_directory}/{name}") for name in machine.disk.listdir(machine.log_directory)
     }
-    for cut in range(start, end + 1):
+    # Real files take an fsync each: some of the bytes there, all of them on the simulated disk.
+    for cut in range(start, end + 1, 9 if on == "os" else 1):
         for rest in (bytes(end - cut), b"\xff" * (end - cut)):
             for name in machine.disk.listdir(machine.log_directory):
                 machine.disk.unlink(f"{machine.log_directory}/{name}")
@@ -137,9 +138,6 @@ def test_a_tail_cut_at_every_byte_loses_the_unsynced_batch_or_nothing(on: str, t
                 recovered.close()
                 machine.overwrite(path, content)
                 assert state_of(machine.open()) == without
-            break_here = rest == b""
-            if break_here:
-                break
 
 
 def test_a_batch_that_was_cut_does_not_come_back() -> None:
