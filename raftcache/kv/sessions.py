@@ -297,14 +297,13 @@ def session_key(session_id: int) -> bytes:
 
 
 def _encode(session: Session) -> bytes:
-    # In order of sequence numbers: the dict's order would tell a replica that reloaded from one that did not.
-    replies = sorted(session.replies.items())
+    # In the order in which they were decided: that of the log, which reloading keeps.
     parts = [
         _HEAD.pack(
             SESSION_VERSION, session.first_unacked, session.used_index, session.used_position, len(session.replies)
         )
     ]
-    for sequence, reply in replies:
+    for sequence, reply in session.replies.items():
         if isinstance(reply, int):
             reply = encode_result(WriteResult(Revision(reply)))
         parts.append(_REPLY.pack(sequence, len(reply)))

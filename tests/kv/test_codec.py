@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raftcache import errors
@@ -62,7 +62,6 @@ def damaged(data: bytes, draw: st.DataObject) -> bytes:
 
 
 @given(st.lists(COMMANDS, min_size=1, max_size=3), st.data())
-@settings(max_examples=200)
 def test_damaged_batches_are_refused_or_are_other_batches(commands: list[Command], draw: st.DataObject) -> None:
     """Damage raises one of two errors, or gives commands that encode to exactly these bytes: decoding is canonical."""
     data = damaged(encode_batch(commands, proposed_ms=1), draw)
@@ -74,7 +73,6 @@ def test_damaged_batches_are_refused_or_are_other_batches(commands: list[Command
 
 
 @given(OPERATIONS, st.data())
-@settings(max_examples=200)
 def test_damaged_operations_are_refused_or_are_other_operations(operation: Operation, draw: st.DataObject) -> None:
     """As for batches."""
     data = damaged(encode_operation(operation), draw)
@@ -86,7 +84,6 @@ def test_damaged_operations_are_refused_or_are_other_operations(operation: Opera
 
 
 @given(RESULTS, st.data())
-@settings(max_examples=200)
 def test_damaged_results_raise_nothing_unexpected(result: Result, draw: st.DataObject) -> None:
     """A damaged reply from another node is one of two errors, or another outcome."""
     data = damaged(encode_result(result), draw)
@@ -98,7 +95,6 @@ def test_damaged_results_raise_nothing_unexpected(result: Result, draw: st.DataO
 
 
 @given(st.binary(max_size=60), st.sampled_from([0, 1, 1, 1, 2, 255]))
-@settings(max_examples=200)
 def test_random_bytes_raise_nothing_unexpected(data: bytes, version: int) -> None:
     """Noise, with and without a version in front, never raises anything but the two errors."""
     for noise in (data, bytes([version]) + data, bytes([1]) + bytes(8) + struct.pack(">I", 1) + data):
