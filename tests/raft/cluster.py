@@ -252,8 +252,8 @@ class Shell:
 
     def crash(self, *, reached_the_disk: int = 0) -> None:
         """Stops at once. Of the writes not yet acknowledged the first `reached_the_disk` turn out to be there."""
-        for _ in range(min(reached_the_disk, len(self.pending))):
-            self.image.write(self.pending.popleft(), self.group.snapshots)
+        for ready in [ready for ready in self.pending if ready.must_sync][:reached_the_disk]:
+            self.image.write(ready, self.group.snapshots)
         self.running = False
         self.stalled = self.apply_stalled = False
 
@@ -333,7 +333,9 @@ class Shell:
         """Takes and finishes `Ready`s until there is none, and returns everything that left, in order of leaving."""
         while self.running and self.raft.has_ready():
             self.take()
-            if not self.stalled:
+            if self.stalled:
+                self._finish_what_needs_no_disk()
+            else:
                 self.sync()
             self.apply()
         sent, self.outbox = self.outbox, []
@@ -371,16 +373,26 @@ class Shell:
 
     def sync(self, count: int | None = None) -> None:
         """The disk finishes its oldest `count` writes (all by default); each is reported, then its promises leave."""
+        self._finish_what_needs_no_disk()
         for _ in range(len(self.pending) if count is None else count):
-            ready = self.pending.popleft()
-            self.image.write(ready, self.group.snapshots)
-            if ready.snapshot is not None:
-                self.machine = list(self.image.checkpoint.content)
-                self.to_apply.clear()
-            self.call("persisted", ready)
-            if ready.snapshot is not None:
-                self.to_apply.extend(ready.committed)
-            self._send(ready.messages_after_persist)
+            if self.pending:
+                self._finish(self.pending.popleft())
+                self._finish_what_needs_no_disk()
+
+    def _finish_what_needs_no_disk(self) -> None:
+        """A `Ready` without a write is finished as soon as all before it are."""
+        while self.pending and not self.pending[0].must_sync:
+            self._finish(self.pending.popleft())
+
+    def _finish(self, ready: Ready) -> None:
+        self.image.write(ready, self.group.snapshots)
+        if ready.snapshot is not None:
+            self.machine = list(self.image.checkpoint.content)
+            self.to_apply.clear()
+        self.call("persisted", ready)
+        if ready.snapshot is not None:
+            self.to_apply.extend(ready.committed)
+        self._send(ready.messages_after_persist)
 
     def apply(self) -> None:
         """Applies what was handed out, and says so."""

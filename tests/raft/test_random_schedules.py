@@ -47,26 +47,27 @@ class Schedule:
         self.loss = self.random.choice([0.0, 0.02, 0.2])
         self.repeat = self.random.choice([0.0, 0.05])
         self.reorder = self.random.choice([0.0, 0.3, 1.0])
-        self.crashes = self.random.choice([0, 1, 3])
-        self.stalls = self.random.choice([0, 1, 3])
-        self.changes = self.random.choice([0, 1, 2])
-        self.ticks = self.random.choice([5, 20])
+        self.crashes = self.random.choice([0, 1, 2])
+        self.stalls = self.random.choice([0, 1, 2])
+        self.changes = self.random.choice([0, 2, 4])
+        self.ticks = self.random.choice([8, 25])
 
     def run(self) -> None:
         """Both phases."""
+        # Deliveries outnumber everything, so that between two faults there is time for something to fail at.
         actions = [
-            *[self.deliver] * 60,
+            *[self.deliver] * 200,
             *[self.tick] * self.ticks,
-            *[self.propose] * 8,
-            *[self.read] * 2,
-            self.partition,
-            *[self.heal] * 2,
+            *[self.propose] * 15,
+            *[self.read] * 6,
+            *[self.partition] * 1,
+            *[self.heal] * 3,
             *[self.crash] * self.crashes,
-            *[self.restart] * (2 * self.crashes),
+            *[self.restart] * (4 * self.crashes),
             *[self.stall] * self.stalls,
-            *[self.unstall] * (2 * self.stalls),
+            *[self.unstall] * (4 * self.stalls),
             *[self.change] * self.changes,
-            self.compact,
+            *[self.compact] * 3,
             self.transfer,
             self.campaign,
             self.lose_state,
