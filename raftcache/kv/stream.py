@@ -23,7 +23,7 @@ from zlib import crc32
 
 from raftcache.errors import Corruption
 from raftcache.kv.layout import RECORD_KEY_BYTES_MAX, newer
-from raftcache.kv.limits import VALUE_BYTES_CEILING
+from raftcache.kv.limits import SESSION_REPLY_BYTES_CEILING, TRANSACTION_REPLY_BYTES_CEILING
 from raftcache.kv.records import Records
 
 MAGIC = b"rcstream"
@@ -31,8 +31,9 @@ STREAM_VERSION = 1
 
 CHUNK_BYTES = 256 << 10
 """A chunk is closed at this size. Small enough to keep no loop for long, large enough that its head costs nothing."""
-CHUNK_BYTES_MAX = CHUNK_BYTES + VALUE_BYTES_CEILING + (1 << 30)
-"""What a reader accepts: one record may overshoot the size by itself, a session's by its kept replies."""
+CHUNK_BYTES_MAX = CHUNK_BYTES + SESSION_REPLY_BYTES_CEILING + TRANSACTION_REPLY_BYTES_CEILING + (4 << 20)
+"""What a reader accepts. The last record of a chunk may go over its size, and the largest record is a session's: the
+replies it may keep, one more that went over, and 4 MiB for the numbers and keys of all of them."""
 DIGEST_BYTES = 32
 
 _HEADER = Struct(">8sHH")

@@ -1,7 +1,7 @@
 """The scrub: everything that the records say about themselves, recomputed and compared.
 
 Runs over closed checkpoint files, in a process of its own, and in tests over anything. It finds a flipped bit in any
-record (checksum), and a record that is missing, stale or too many (counts and hashes per slot). About 2 us a record.
+record (checksum), and a record that is missing, stale or too many (counts and hashes per slot). A few microseconds a record.
 
 Rules of this file: a pure scan that never stops at the first finding; what it cannot read is a problem, not an exception.
 """
