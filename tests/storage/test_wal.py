@@ -13,8 +13,11 @@ from raftcache.errors import Corruption
 from raftcache.ids import ClusterId, Index, ReplicaId, ShardId, Term
 from raftcache.raft.configuration import encode_configuration
 from raftcache.raft.messages import EntryKind, HardState, SnapshotMeta
+from raftcache.storage.hard_state import HardStateFiles
 from raftcache.storage.wal import WalConfig
 from tests.storage.log_model import (
+    CLUSTER,
+    NODE,
     SMALL,
     THREE,
     Machine,
@@ -22,6 +25,7 @@ from tests.storage.log_model import (
     disk_of,
     entries,
     entry,
+    fatal,
     os_machine,
     simulated_machine,
     state_of,
@@ -166,6 +170,10 @@ def test_removed_replicas_stay_removed(make_machine: MakeMachine) -> None:
     wal.remove(R1)
     wal.write([write(1, entries(9, 10), hard_state=HardState(Term(6), R1), compact_to=Index(5))])
     wal.sync()
+    files = HardStateFiles.open(
+        machine.disk, machine.log_directory, cluster=CLUSTER, node=NODE, incarnation=1, fatal=fatal
+    )
+    assert R1 not in files.replicas()
     for round_ in range(6):
         assert (wal.replicas(), wal.removed()) == ([R2], {R1})
         last = wal.log(R2).last_index()

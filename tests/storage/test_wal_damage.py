@@ -1,5 +1,6 @@
 """Damaged, missing and foreign files: what was synced is never dropped silently, and a torn tail is only a tail."""
 
+import copy
 from pathlib import Path
 from random import Random
 
@@ -11,6 +12,7 @@ from raftcache.errors import Corruption, IdentityMismatch, RaftCacheError, Unsup
 from raftcache.ids import ClusterId, Index, NodeId, ReplicaId, ShardId, Term
 from raftcache.raft.messages import HardState
 from raftcache.storage.disk import OsDisk
+from raftcache.storage.simulated_disk import SimulatedCrash
 from raftcache.storage.wal_format import SEGMENT_HEADER_BYTES, encode_segment_header, read_batch, segment_seed
 from tests.storage.log_model import (
     CLUSTER,
@@ -19,6 +21,7 @@ from tests.storage.log_model import (
     Workload,
     disk_of,
     entries,
+    entry,
     os_machine,
     simulated_machine,
     state_of,
@@ -301,6 +304,77 @@ def test_pages_lost_by_a_failed_fsync_are_not_believed() -> None:
         assert state_of(wal) == found
     assert wal.log(R1).entries(Index(1), Index(3), 1 << 30) == entries(1, 3)
     assert before != ()
+
+
+def test_what_recovery_found_is_durable_before_it_is_relied_on() -> None:
+    """The process dies, then the machine, at each operation of the recovery in between: the log opens with a prefix of
+    what was written, and with all of it once a recovery has finished."""
+    crash_at, finished = 0, False
+    while not finished:
+        machine = simulated_machine()
+        disk = disk_of(machine)
+        wal = machine.open()
+        wal.create(R1, ShardId(0), None)
+        wal.sync()
+        wal.write([write(1, entries(1, 9))])
+        disk.crash_at = disk.operations + crash_at
+        try:
+            machine.open()
+            finished = True
+        except SimulatedCrash:
+            crash_at += 1
+        disk.crash(Random(crash_at), power_cut=True)
+        last = machine.open().log(R1).last_index()
+        assert last == 8 if finished else last in (0, 8)
+
+
+def test_a_batch_of_another_history_does_not_fit_into_the_chain() -> None:
+    """Two copies of a node go on differently; a page of one in the other's file has the right checksum, and is refused."""
+    machine = simulated_machine()
+    wal = machine.open()
+    wal.create(R1, ShardId(0), None)
+    wal.close()
+    twin = copy.deepcopy(machine)
+    ends = []
+    for each, letter in ((machine, b"a"), (twin, b"b")):
+        wal = each.open()
+        for index in (1, 2, 3):
+            wal.write([write(1, [entry(index, 1, letter * 100)])])
+            ends.append(used_bytes(each, each.segment_paths()[-1]))
+        wal.close()
+    assert ends[:3] == ends[3:]
+    path = machine.segment_paths()[-1]
+    content, other = bytearray(machine.read(path)), twin.read(path)
+    content[ends[0] : ends[1]] = other[ends[0] : ends[1]]
+    machine.overwrite(path, bytes(content))
+    with pytest.raises(Corruption):
+        machine.open()
+
+
+def test_a_dead_segment_does_not_say_where_the_log_begins() -> None:
+    """A compaction is lost with a torn tail, the next segment's opening, which already relied on it, is not: it is dead,
+    and no later recovery may begin where it says."""
+    machine = simulated_machine()
+    wal = machine.open()
+    wal.create(R1, ShardId(0), None)
+    wal.write([write(1, entries(1, 10, 1, 500))])
+    wal.mark_synced()
+    before = state_of(wal)
+    path = machine.segment_paths()[-1]
+    start = used_bytes(machine, path)
+    wal.write([write(1, [], compact_to=Index(9))])
+    end = used_bytes(machine, path)
+    while len(machine.segment_paths()) == 1:
+        last = wal.log(R1).last_index()
+        wal.write([write(1, entries(last + 1, last + 5, 1, 500))])
+        wal.write([write(1, [], compact_to=Index(last + 4))])
+    wal.write([write(1, [], compact_to=wal.log(R1).last_index())])
+    wal.write([write(1, entries(wal.log(R1).last_index() + 1, wal.log(R1).last_index() + 20, 1, 500))])
+    content = bytearray(machine.read(path))
+    content[start:end] = bytes(end - start)
+    machine.overwrite(path, bytes(content))
+    for _ in range(3):
+        assert state_of(machine.open()) == before
 
 
 def test_leftovers_of_an_interrupted_creation_are_removed() -> None:
