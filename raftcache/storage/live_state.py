@@ -125,5 +125,9 @@ class LiveState(Protocol):
         ...
 
     def grown(self) -> bool:
-        """Whether more than half of its space is waste."""
+        """Whether more than half of its space is waste, and the waste worth a rebuild."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what `load` replaced. May run in a job."""
         ...

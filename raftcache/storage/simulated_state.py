@@ -91,6 +91,9 @@ class MemoryLive:
     def grown(self) -> bool:
         return False
 
+    def sweep(self) -> None:
+        """Nothing is left behind in memory."""
+
     def _open(self) -> MemoryRecords:
         assert self._records is not None, "the live records are closed"
         return self._records

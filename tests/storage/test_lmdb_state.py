@@ -184,6 +184,7 @@ def test_snapshot_of_a_foreign_format_is_refused_by_its_name(home: Home) -> None
     [
         ("kill -BUS $$", Damaged),
         ("kill -SEGV $$", Damaged),
+        ("kill -XCPU $$", Damaged),
         ("kill -KILL $$", Unavailable),
         ("echo broken >&2; exit 3", Unavailable),
     ],
@@ -243,18 +244,27 @@ def test_little_free_space_refuses_a_snapshot_before_it_comes(home: Home) -> Non
 
 def test_environment_grown_past_twice_its_records_is_replaced(home: Home) -> None:
     """After most keys are gone the live file is waste; a checkpoint and a new start make it small again."""
-    replica = Replica(home).bootstrap()
-    for number in range(100):
-        replica.put_many({b"key%d-%d" % (number, item): bytes(10_000) for item in range(30)})
+    replica = Replica(home)
+    replica.store = home.store(1, lmdb=LmdbConfig(map_bytes=1 << 30, waste_bytes_min=1 << 20))
+    replica.bootstrap()
+    names = [b"key%d" % number for number in range(300)]
+    replica.put_many({name: bytes(10_000) for name in names})
     replica.machine.flush()
     replica.store.commit()
     assert not replica.store.needs_compaction()
-    for key, _ in list(replica.records.scan(b"D", b"E")):
-        replica.records.delete(key)
+    replica.put_many(dict.fromkeys(names, b""))
+    replica.machine.flush()
     replica.store.commit()
-
     assert replica.store.needs_compaction()
+    before = live_file(home).stat().st_size
+    verified(replica.checkpoint())
+    replica.adopt(replica.store.install(replica.meta))
+
+    assert not replica.store.needs_compaction()
+    assert live_file(home).stat().st_size < before // 2
+    replica.verify()
     replica.store.discard_live()
+    assert not (Path(home.directory(1)) / "live-old").exists()
 
 
 def test_paced_copy_is_the_same_copy(home: Home) -> None:
