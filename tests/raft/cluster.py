@@ -64,7 +64,9 @@ def ids(*numbers: int) -> tuple[ReplicaId, ...]:
 
 def entry(term: int, index: int, data: bytes | None = None, kind: EntryKind = EntryKind.COMMANDS) -> Entry:
     """An entry whose data, unless given, follow from its position: two entries of one position are equal."""
-    return Entry(term=Term(term), index=Index(index), kind=kind, data=b"%d.%d" % (term, index) if data is None else data)
+    return Entry(
+        term=Term(term), index=Index(index), kind=kind, data=b"%d.%d" % (term, index) if data is None else data
+    )
 
 
 @dataclass(slots=True)
@@ -476,7 +478,9 @@ class Shell:
             configuration=raft.configuration,
             configuration_index=raft.configuration_index,
             transferee=raft.lead_transferee,
-            peers=tuple(Peer(peer, p.match, p.next, p.state is ProgressState.PROBE) for peer, p in sorted(raft.progress.items()))
+            peers=tuple(
+                Peer(peer, p.match, p.next, p.state is ProgressState.PROBE) for peer, p in sorted(raft.progress.items())
+            )
             if raft.role is Role.LEADER
             else (),
             durable_index=self.durable_index(),
@@ -485,7 +489,9 @@ class Shell:
     def durable_index(self) -> Index:
         """The end of the common prefix of the written log and the disk."""
         index = min(self.image.last_index(), self.written.last_index())
-        while index > self.written.start.index and self.image.term_at(Index(index)) != self.written.term_at(Index(index)):
+        while index > self.written.start.index and self.image.term_at(Index(index)) != self.written.term_at(
+            Index(index)
+        ):
             index -= 1
         return Index(index)
 
@@ -862,8 +868,12 @@ class Cluster:
         shells = [shell for shell in self.running if shell.id not in without]
         first = shells[0]
         for shell in shells[1:]:
-            assert (shell.raft.commit, shell.raft.last_index) == (first.raft.commit, first.raft.last_index), self.describe()
-            assert shell.raft.term_of(shell.raft.last_index) == first.raft.term_of(first.raft.last_index), self.describe()
+            assert (shell.raft.commit, shell.raft.last_index) == (first.raft.commit, first.raft.last_index), (
+                self.describe()
+            )
+            assert shell.raft.term_of(shell.raft.last_index) == first.raft.term_of(first.raft.last_index), (
+                self.describe()
+            )
             assert shell.data() == first.data(), f"{first.id} has {first.data()}, {shell.id} has {shell.data()}"
 
 

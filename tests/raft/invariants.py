@@ -134,7 +134,9 @@ def check_configuration_shape(state: State) -> None:
     if set(c.learners) & voters_of(c):
         raise InvariantViolated("check_configuration_shape", f"{state.replica}: a learner of {c} votes")
     if not set(c.learners_next) <= set(c.voters_outgoing) or set(c.learners_next) & set(c.voters):
-        raise InvariantViolated("check_configuration_shape", f"{state.replica}: staged learners of {c} are not outgoing")
+        raise InvariantViolated(
+            "check_configuration_shape", f"{state.replica}: staged learners of {c} are not outgoing"
+        )
     if not 0 <= state.configuration_index <= state.last_index:
         raise InvariantViolated(
             "check_configuration_shape",

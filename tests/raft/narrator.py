@@ -98,7 +98,9 @@ class Narrator:
             self.say(f"{shell.id} {back} {configuration_words(after.configuration)}")
         if after.transferee != before.transferee:
             if after.transferee != NO_REPLICA:
-                self.say(f"{shell.id} prepares to hand leadership to {after.transferee} and takes no proposals meanwhile")
+                self.say(
+                    f"{shell.id} prepares to hand leadership to {after.transferee} and takes no proposals meanwhile"
+                )
             elif after.role is Role.LEADER:
                 self.say(f"{shell.id} gives up handing leadership to {before.transferee}")
 
@@ -127,7 +129,9 @@ class Narrator:
                 reason = self._reasons.get((shell.id, message.to, message.term, message.pre))
                 if reason is None:
                     # A refusal carries the voter's own term; find the question it answers.
-                    asked = [key for key in self._reasons if key[:2] == (shell.id, message.to) and key[3] == message.pre]
+                    asked = [
+                        key for key in self._reasons if key[:2] == (shell.id, message.to) and key[3] == message.pre
+                    ]
                     reason = self._reasons[asked[-1]] if asked else "?"
                 verb = {
                     (True, False): "grants its vote to",
@@ -192,7 +196,7 @@ class Narrator:
                 else:
                     why = "no majority has answered for an election timeout"
                 self.say(f"{me} steps down from term {before.term}: {why}")
-            case (Role.CANDIDATE | Role.PRE_CANDIDATE), Role.FOLLOWER:
+            case ((Role.CANDIDATE | Role.PRE_CANDIDATE), Role.FOLLOWER):
                 if after.leader != NO_REPLICA:
                     why = f"{after.leader} leads term {after.term}"
                 elif after.term > before.term:
@@ -223,4 +227,6 @@ class Narrator:
             if member in shells and shells[member].durable().holds(Index(after.commit), term)
         ]
         electorate = " and of ".join(" ".join(map(str, half)) for half in halves if half)
-        self.say(f"{shell.id} commits up to {after.commit}: on the disks of {' '.join(map(str, holders))}, voters are {electorate}")
+        self.say(
+            f"{shell.id} commits up to {after.commit}: on the disks of {' '.join(map(str, holders))}, voters are {electorate}"
+        )

@@ -143,7 +143,9 @@ class Script:
         leader = self.cluster.elect(int(words[0]))
         self.cluster.tick(2)
         self.narrator.drain()
-        self.narrator.say(f"{leader.id} leads term {leader.raft.term}, everything up to {leader.raft.commit} is committed")
+        self.narrator.say(
+            f"{leader.id} leads term {leader.raft.term}, everything up to {leader.raft.commit} is committed"
+        )
 
     def do_impatient(self, words: list[str]) -> None:
         self.cluster.lose_patience(*map(int, words))

@@ -295,7 +295,11 @@ TRIPS: dict[str, list[Callable[[Ghost], None]]] = {
     "check_granted_vote_is_durable": [trip_vote_durable],
     "check_acknowledgement_is_durable": [trip_acknowledgement_durable],
     "check_read_is_fresh": [trip_read_fresh],
-    "check_configuration_is_the_latest_in_the_log": [trip_configuration_latest, trip_configuration_content, trip_configuration_index],
+    "check_configuration_is_the_latest_in_the_log": [
+        trip_configuration_latest,
+        trip_configuration_content,
+        trip_configuration_index,
+    ],
 }
 
 

@@ -9,12 +9,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from raftcache.ids import Index, ReplicaId, Term
 from raftcache.raft.log import RaftLog
-from raftcache.raft.messages import Configuration, SnapshotMeta
+from raftcache.raft.messages import Configuration, HardState, SnapshotMeta
 from raftcache.raft.progress import Inflights, Progress, ProgressState
 from raftcache.raft.quorum import VoteResult, joint_index, joint_vote
 from tests.raft.cluster import Checkpoint, Image, MemoryLog, entry, ids
 from tests.raft.invariants import is_quorum
-from raftcache.raft.messages import HardState
 
 
 def log_of(*terms: int, base: tuple[int, int] = (1, 1), applied: int | None = None) -> RaftLog:
@@ -56,9 +55,7 @@ def test_up_to_date_compares_terms_first(last_term: int, last_index: int, up_to_
         ((4, 4, 4), 1, 1, (1, 1)),
     ],
 )
-def test_conflict_hint_skips_terms(
-    terms: tuple[int, ...], index: int, term: int, expected: tuple[int, int]
-) -> None:
+def test_conflict_hint_skips_terms(terms: tuple[int, ...], index: int, term: int, expected: tuple[int, int]) -> None:
     """The largest index at or below with a term at or below."""
     assert log_of(*terms).find_conflict_by_term(Index(index), Term(term)) == expected
 
@@ -76,7 +73,9 @@ def test_conflict_hint_equals_its_definition(steps: list[int], index: int, term:
     assert found == ((below[-1], full[below[-1]]) if below else (0, 0))
 
 
-@pytest.mark.parametrize(("lo", "hi", "bytes_max", "count"), [(2, 6, 10**6, 4), (2, 6, 1, 1), (2, 6, 7, 2), (4, 6, 3, 1), (3, 4, 0, 1)])
+@pytest.mark.parametrize(
+    ("lo", "hi", "bytes_max", "count"), [(2, 6, 10**6, 4), (2, 6, 1, 1), (2, 6, 7, 2), (4, 6, 3, 1), (3, 4, 0, 1)]
+)
 def test_entries_are_paged_with_at_least_one(lo: int, hi: int, bytes_max: int, count: int) -> None:
     """Half-open, bounded, and never empty; entries here have three bytes each."""
     log = log_of()
@@ -104,7 +103,9 @@ def test_commit_neither_goes_back_nor_beyond_the_log() -> None:
             log.commit_to(Index(index))
 
 
-@pytest.mark.parametrize("items", [[entry(1, 5)], [entry(1, 3)], [entry(1, 4), entry(1, 6)]], ids=["hole", "overlap", "gap"])
+@pytest.mark.parametrize(
+    "items", [[entry(1, 5)], [entry(1, 3)], [entry(1, 4), entry(1, 6)]], ids=["hole", "overlap", "gap"]
+)
 def test_append_takes_only_what_fits(items: list) -> None:  # type: ignore[type-arg]
     """Appended entries start right after the last one and have no gaps."""
     with pytest.raises(AssertionError):
@@ -224,7 +225,10 @@ def progress(match: int, next_: int, state: ProgressState) -> Progress:
     return found
 
 
-@pytest.mark.parametrize(("index", "news", "match", "next_"), [(2, False, 3, 5), (3, False, 3, 5), (4, True, 4, 5), (5, True, 5, 6), (9, True, 9, 10)])
+@pytest.mark.parametrize(
+    ("index", "news", "match", "next_"),
+    [(2, False, 3, 5), (3, False, 3, 5), (4, True, 4, 5), (5, True, 5, 6), (9, True, 9, 10)],
+)
 def test_acknowledgement_moves_match_and_pulls_next(index: int, news: bool, match: int, next_: int) -> None:
     """From match 3, next 5: old ones are no news; newer ones move match, and next only where it must."""
     member = progress(3, 5, ProgressState.PROBE)
@@ -287,7 +291,9 @@ def test_probing_after_a_snapshot_starts_behind_it() -> None:
     assert (member.state, member.next) == (ProgressState.REPLICATE, 2)
 
 
-@given(st.lists(st.one_of(st.tuples(st.just("add"), st.integers(1, 40)), st.tuples(st.just("free"), st.integers(0, 60)))))
+@given(
+    st.lists(st.one_of(st.tuples(st.just("add"), st.integers(1, 40)), st.tuples(st.just("free"), st.integers(0, 60))))
+)
 @settings(max_examples=150, deadline=None)
 def test_window_equals_a_plain_list(steps: list[tuple[str, int]]) -> None:
     """Count and bytes of the window against a list of what is in it."""

@@ -84,12 +84,13 @@ def test_second_change_is_refused_while_one_is_uncommitted() -> None:
 
 def test_new_leader_refuses_changes_before_its_first_commit() -> None:
     """Changes of an earlier leader may be in the log or in somebody else's: no change before an own entry is committed."""
-    shell = Shell(1, entries=[configuration_entry(1, 2, Configuration(voters=ids(1, 2, 3), learners=ids(4)))])
-    shell.become_leader()
-    with pytest.raises(PreconditionFailed):
+    change_in_log = configuration_entry(1, 2, Configuration(voters=ids(1, 2, 3), learners=ids(4)))
+    for entries in ([], [change_in_log]):
+        shell = Shell(1, entries=entries).become_leader()
+        with pytest.raises(PreconditionFailed):
+            shell.call("propose_configuration", learning(5))
+        shell.acknowledge(2)
         shell.call("propose_configuration", learning(5))
-    shell.acknowledge(2)
-    shell.call("propose_configuration", learning(5))
 
 
 def test_followers_cannot_change_the_configuration() -> None:
@@ -310,8 +311,10 @@ def test_leader_crash_between_the_two_configurations(moment: str) -> None:
             return configuration.voters == (1, 4, 5) and not configuration.voters_outgoing
 
         with cluster.dropping(
-            lambda m: isinstance(m, Append)
-            and any(e.kind is EntryKind.CONFIGURATION and is_left(decode_configuration(e.data)) for e in m.entries)
+            lambda m: (
+                isinstance(m, Append)
+                and any(e.kind is EntryKind.CONFIGURATION and is_left(decode_configuration(e.data)) for e in m.entries)
+            )
         ):
             cluster[1].call("propose_configuration", change)
             cluster.settle()

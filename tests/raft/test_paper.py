@@ -43,9 +43,7 @@ def shell_in(role: Role, **options: object) -> Shell:
     return shell
 
 
-def append(
-    to: int, from_: int, term: int, previous: tuple[int, int], *entries: Entry, commit: int = 0
-) -> Append:
+def append(to: int, from_: int, term: int, previous: tuple[int, int], *entries: Entry, commit: int = 0) -> Append:
     """An append after `previous` = (index, term)."""
     return Append(
         ReplicaId(to), ReplicaId(from_), Term(term), Index(previous[0]), Term(previous[1]), Index(commit), list(entries)
@@ -149,7 +147,8 @@ def test_election_outcome_follows_the_votes(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vote", "candidate", "granted"), [(0, 2, True), (0, 3, True), (2, 2, True), (3, 3, True), (2, 3, False), (3, 2, False)]
+    ("vote", "candidate", "granted"),
+    [(0, 2, True), (0, 3, True), (2, 2, True), (3, 3, True), (2, 3, False), (3, 2, False)],
 )
 def test_one_vote_in_a_term_first_come_first_served(vote: int, candidate: int, granted: bool) -> None:
     """§5.2: a voter gives one vote in a term, and gives the same one again when asked again."""
@@ -271,9 +270,7 @@ def test_committing_an_own_entry_commits_all_before_it(log: tuple[int, ...]) -> 
     assert shell.raft.commit == BOOT_INDEX
     shell.acknowledge(2)
     assert shell.raft.commit == index == len(log) + 3
-    assert [(i, t) for i, t, _, _ in shell.machine] == [
-        (2 + offset, term) for offset, term in enumerate([*log, 3, 3])
-    ]
+    assert [(i, t) for i, t, _, _ in shell.machine] == [(2 + offset, term) for offset, term in enumerate([*log, 3, 3])]
 
 
 @pytest.mark.parametrize(
@@ -313,9 +310,7 @@ def test_follower_checks_the_entry_before_and_hints_where_to_go(
         assert replies == [AppendReply(TWO, ONE, Term(5), Index(accepted_to))]
     else:
         assert hint is not None
-        assert replies == [
-            AppendReply(TWO, ONE, Term(5), Index(previous[0]), True, Index(hint[0]), Term(hint[1]))
-        ]
+        assert replies == [AppendReply(TWO, ONE, Term(5), Index(previous[0]), True, Index(hint[0]), Term(hint[1]))]
     assert shell.terms() == [1, 2]
 
 
@@ -378,7 +373,7 @@ def test_every_log_of_figure_7_converges(follower_log: tuple[int, ...], pre_vote
 )
 def test_only_the_right_logs_of_figure_7_can_win(candidate: str, wins: bool) -> None:
     """§5.4.1 on Figure 7: a (votes of b, e, f), c and d can collect four of seven votes; b, e and f never."""
-    logs = {number: log for number, log in enumerate(FIGURE_7.values(), start=2)}
+    logs = dict(enumerate(FIGURE_7.values(), start=2))
     numbers = {"leader": 1, **{name[0]: number for number, name in enumerate(FIGURE_7, start=2)}}
     cluster = Cluster(
         7, logs={1: FIGURE_7_LEADER, **logs}, terms=dict.fromkeys(range(1, 8), 7), pre_vote=False, check_quorum=False

@@ -823,7 +823,9 @@ def test_pitfall_04_configuration_entry_of_a_deposed_leader_reaches_nobody() -> 
     joint = Configuration(voters=ids(1, 4, 5), voters_outgoing=ids(1, 2, 3))
     data = encode_configuration(joint)
     shell.deliver(
-        Append(ONE, TWO, Term(2), Index(1), Term(1), Index(1), [Entry(Term(2), Index(2), EntryKind.CONFIGURATION, data)])
+        Append(
+            ONE, TWO, Term(2), Index(1), Term(1), Index(1), [Entry(Term(2), Index(2), EntryKind.CONFIGURATION, data)]
+        )
     )
     shell.deliver(Append(ONE, THREE, Term(3), Index(1), Term(1), Index(1), [entry(3, 2)]))
     shell.raft.randomized_timeout_ticks = ELECTION_TICKS

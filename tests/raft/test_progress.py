@@ -7,7 +7,6 @@ from raftcache.ids import Index, Term
 from raftcache.raft.messages import Append, AppendReply, Heartbeat, HeartbeatReply, Role
 from raftcache.raft.progress import ProgressState
 from tests.raft.cluster import Cluster, Shell, beat, entry, ids, only
-from raftcache.raft.messages import Append as AppendMessage
 
 ONE, TWO, THREE = ids(1, 2, 3)
 
@@ -124,7 +123,7 @@ def test_full_window_recovers_by_heartbeats_after_loss() -> None:
     """If all of a full window is lost, heartbeats alone get replication going again."""
     cluster = Cluster(2, inflight_messages_max=2, check_quorum=False)
     cluster.elect(1)
-    with cluster.dropping(lambda m: isinstance(m, AppendMessage)):
+    with cluster.dropping(lambda m: isinstance(m, Append)):
         for number in range(4):
             cluster.propose(1, b"%d" % number)
     assert cluster[1].raft.progress[TWO].inflights.full()

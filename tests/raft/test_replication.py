@@ -7,6 +7,7 @@ import pytest
 from raftcache.errors import NotLeader
 from raftcache.ids import Index, ReplicaId, Term
 from raftcache.raft.messages import Append, AppendReply, EntryKind, Heartbeat, HeartbeatReply, Role
+from raftcache.raft.progress import ProgressState
 from tests.raft.cluster import ELECTION_TICKS, Cluster, Shell, beat, entry, ids, only
 
 ONE, TWO, THREE = ids(1, 2, 3)
@@ -91,9 +92,7 @@ def test_messages_of_a_deposed_leader_are_harmless() -> None:
     cluster.elect(2)
     cluster.elect(1)
     before = cluster[3].observe()
-    cluster[3].deliver(
-        Append(THREE, TWO, Term(3), Index(3), Term(3), Index(9), [entry(3, 4, b"ghost")])
-    )
+    cluster[3].deliver(Append(THREE, TWO, Term(3), Index(3), Term(3), Index(9), [entry(3, 4, b"ghost")]))
     assert cluster[3].observe() == before
     cluster.propose(1, b"x")
     cluster.tick()
@@ -238,11 +237,13 @@ def test_stale_rejection_does_not_move_next_below_match() -> None:
     """A delayed refusal of something that was acknowledged since does nothing."""
     shell = Shell(1, log=(1, 1, 1), term=1).become_leader()
     shell.acknowledge(2)
+    shell.propose()
+    shell.run()
     progress = shell.raft.progress[TWO]
-    before = (progress.match, progress.next)
-    shell.deliver(AppendReply(ONE, TWO, Term(2), Index(2), True, Index(1), Term(1)))
-    assert progress.match == before[0]
-    assert progress.next > progress.match
+    assert (progress.match, progress.next, progress.state) == (5, 7, ProgressState.REPLICATE)
+    for index in (2, 5):
+        assert shell.deliver(AppendReply(ONE, TWO, Term(2), Index(index), True, Index(1), Term(1))) == []
+        assert (progress.match, progress.next, progress.state) == (5, 7, ProgressState.REPLICATE)
 
 
 def test_reordered_acknowledgements_do_not_go_back() -> None:

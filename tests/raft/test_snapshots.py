@@ -23,10 +23,14 @@ VOTERS = Configuration(voters=ids(1, 2, 3))
 
 def offer(shell: Shell, index: int, term: int, configuration: Configuration = VOTERS) -> InstallSnapshot:
     """A snapshot from leader 2 (in the term of the entry), whose content the group knows."""
-    content: tuple[Applied, ...] = tuple((e.index, e.term, e.kind, e.data) for e in (entry(1, i) for i in range(2, index)))
+    content: tuple[Applied, ...] = tuple(
+        (e.index, e.term, e.kind, e.data) for e in (entry(1, i) for i in range(2, index))
+    )
     last = entry(term, index)
     shell.group.snapshots[Index(index), Term(term)] = (*content, (last.index, last.term, last.kind, last.data))
-    return InstallSnapshot(shell.id, TWO, Term(max(term, shell.raft.term, 1)), SnapshotMeta(Index(index), Term(term), configuration))
+    return InstallSnapshot(
+        shell.id, TWO, Term(max(term, shell.raft.term, 1)), SnapshotMeta(Index(index), Term(term), configuration)
+    )
 
 
 def lagging(**options: object) -> Shell:
@@ -335,6 +339,9 @@ def test_replica_without_its_state_votes_but_does_not_campaign() -> None:
     cluster.propose(1, b"x")
     cluster.crash(1)
     cluster[2].call("request_snapshot", Index(1))
+    cluster.tick(5 * ELECTION_TICKS, only=2)
+    cluster[2].call("campaign")
+    assert cluster[2].raft.role is Role.FOLLOWER
     cluster.tick(5 * ELECTION_TICKS)
     assert [shell.id for shell in cluster.leaders()] == [3]
 
