@@ -44,6 +44,7 @@ from raftcache.storage.disk import (
     remove_tree,
     write_file_atomically,
 )
+from raftcache.storage.hard_state import hard_state_paths
 from raftcache.storage.wal import Wal, WalConfig
 
 DATA_DIRECTORY_VERSION = 1
@@ -113,7 +114,7 @@ class DataDirectory:
         return DataDirectory(disk, path, lock, identity)
 
     def set_cluster(self, cluster: ClusterId) -> None:
-        """The node belongs to `cluster` from now on, durably.
+        """The node belongs to `cluster` from now on, durably; where its log exists already, that is remembered as well.
 
         Raises:
             IdentityMismatch: it belongs to another one already. That never changes; use an empty directory.
@@ -127,7 +128,8 @@ class DataDirectory:
                 "start the node on an empty directory",
                 metadata={"cluster": str(self.identity.cluster)},
             )
-        self._change_identity(replace(self.identity, cluster=cluster))
+        log_created = self.identity.log_created or any(map(self._disk.exists, hard_state_paths(f"{self.path}/{LOG}")))
+        self._change_identity(replace(self.identity, cluster=cluster, log_created=log_created))
 
     def open_log(self, config: WalConfig, *, fatal: Callable[[str], NoReturn] = exit_process) -> Wal:
         """The write-ahead log, recovered. Once it has been created, an empty one is refused. Raises: see `Wal.open`."""

@@ -246,7 +246,10 @@ class Wal:
         self._logs[replica] = log
 
     def remove(self, replica: ReplicaId) -> None:
-        """The replica's log and hard state are gone for good, its tombstone stays. Durable with the next `sync`."""
+        """The replica's log and hard state are gone for good, its tombstone stays. Durable with the next `sync`.
+
+        Raises: `StorageFull`, with nothing written, where even the reserve for housekeeping is used up.
+        """
         builder = BatchBuilder()
         builder.remove(replica)
         # In the reserve if need be: removing a replica is a way out of a full disk.
@@ -317,21 +320,28 @@ class Wal:
 
         Takes a few milliseconds: at most three syncs, the unlinks, and `MOVE_BYTES_MAX` written.
         """
-        tail = self._tail
-        needed = self._oldest_needed()
-        if needed > min(tail.segments):
-            builder = BatchBuilder()
-            builder.renounce(needed)
-            tail.append(builder, reserve=0)
-            tail.sync()
-            # Recovery begins where the newest *proven* record says; without proof it would look for what is gone.
-            self._save_hard_state()
-            tail.delete_before(needed)
-        held = sum(segment.size for segment in tail.segments.values())
-        live = sum(log.data_bytes for log in self._logs.values())
-        # Moving pays only where little is live in much log; else only checkpoints and compaction help (`pinned_by`).
-        if held > self._config.pinned_bytes_max and live <= self._config.pinned_bytes_max // 2:
-            self._move_out_of(needed)
+        try:
+            needed = self._oldest_needed()
+            if needed > min(self._tail.segments):
+                self._renounce_before(needed)
+            held = sum(segment.size for segment in self._tail.segments.values())
+            live = sum(log.data_bytes for log in self._logs.values())
+            # Moving pays only where little is live in much log; else only checkpoints and compaction help (`pinned_by`).
+            if held > self._config.pinned_bytes_max and live <= self._config.pinned_bytes_max // 2:
+                self._move_out_of(needed)
+        except StorageFull:
+            # `full` says so to those who ask; housekeeping is tried again with the next call.
+            pass
+
+    def _renounce_before(self, needed: int) -> None:
+        """Say durably that older segments than `needed` are not needed, then delete them. Raises: `StorageFull`."""
+        builder = BatchBuilder()
+        builder.renounce(needed)
+        self._tail.append(builder, reserve=0)
+        self._tail.sync()
+        # Recovery begins where the newest *proven* record says; without proof it would look for what is gone.
+        self._save_hard_state()
+        self._tail.delete_before(needed)
 
     def _move_out_of(self, segment: int) -> None:
         """Write entries that lie in `segment` again, so that it can go with a later `collect`."""

@@ -21,6 +21,7 @@ from raftcache.ids import ClusterId, NodeId, ReplicaId, ShardId
 from raftcache.storage.data_directory import NO_CLUSTER, DataDirectory
 from raftcache.storage.disk import Disk, OsDisk, read_file, remove_tree
 from raftcache.storage.simulated_disk import SimulatedCrash, SimulatedDisk
+from raftcache.storage.wal import Wal
 from tests.storage.log_model import SMALL, fatal
 
 C1, C2 = ClusterId(1), ClusterId(2)
@@ -195,6 +196,17 @@ def test_a_log_that_existed_is_not_created_again(place: tuple[Disk, str]) -> Non
     with pytest.raises(Corruption, match="had a log"):
         directory.open_log(SMALL, fatal=fatal)
     directory.close()
+
+
+def test_joining_a_cluster_remembers_that_the_log_exists(place: tuple[Disk, str]) -> None:
+    """A log made before the cluster id was written is a log that existed: if it is lost later, it is not made again."""
+    disk, path = place
+    directory = open_directory(place, 41)
+    Wal.open(disk, f"{path}/log", SMALL, (C1, NodeId(41)), fatal=fatal).close()
+    directory.set_cluster(C1)
+    remove_tree(disk, f"{path}/log")
+    with pytest.raises(Corruption, match="had a log"):
+        directory.open_log(SMALL, fatal=fatal)
 
 
 def test_addresses_are_hints(place: tuple[Disk, str]) -> None:

@@ -145,6 +145,29 @@ def test_a_full_disk_can_be_freed() -> None:
     assert machine.open().removed() == {R1}
 
 
+def test_housekeeping_on_a_full_disk_waits_without_an_error() -> None:
+    """Entries that hold old segments cannot be moved without room; `collect` leaves them and says `full`."""
+    machine = simulated_machine()
+    wal = started(machine)
+    wal.create(ReplicaId(2), ShardId(1), None)
+    wal.write([write(2, entries(1, 3, 1, 3000))])
+    for lo in range(1, 200, 10):
+        wal.write([write(1, entries(lo, lo + 10, 1, 500), compact_to=Index(lo))])
+    disk = disk_of(machine)
+    disk.capacity_bytes = disk.used_bytes()
+    with pytest.raises(StorageFull):
+        wal.write([write(1, entries(201, 260, 1, 500))])
+    wal.write([write(1, entries(201, 202, 1, wal.room_bytes - 200))])
+    wal.sync()
+    wal.collect()
+    assert wal.full
+    assert wal.stats.moved_bytes == 0
+    disk.capacity_bytes = None
+    wal.collect()
+    assert wal.stats.moved_bytes > 0
+    assert not wal.full
+
+
 def test_creating_a_replica_on_a_full_disk_is_refused_or_done_never_half() -> None:
     """Either the replica exists with room for its votes, or nothing was written."""
     machine = simulated_machine()
