@@ -1,7 +1,7 @@
 """Work that would hold up the loop, run beside it, with its outcome back on the loop.
 
-A job is a function that runs elsewhere and returns a *continuation*, which runs on the loop. Whoever started the job may
-cancel it: after `Job.cancel` the work has ended and its continuation will not run.
+A job is a function that runs elsewhere and returns a *continuation*, which runs on the loop. Whoever started the job
+may cancel it: after `Job.cancel` the work has ended and its continuation will not run.
 
 Two implementations: `ThreadBackground` (a thread per job: jobs are checkpoints and removals, a handful a minute) and
 `InlineBackground` for the simulator (the work is done at once, the continuation comes later through `post`).
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 Post = Callable[[Callable[[], None]], object]
-"""Runs a callable on the node's loop, soon; safe from any thread. `loop.call_soon_threadsafe`, or the simulator's queue."""
+"""Runs a callable on the node's loop, soon; safe from any thread: `call_soon_threadsafe`, or the simulator's queue."""
 
 Continuation = Callable[[], None]
 
@@ -49,7 +49,7 @@ class Job:
     # --- The loop's side ---
 
     def cancel(self) -> bool:
-        """End the work and wait until it has ended: as long as one write, sync or removal takes. False if it was delivered before."""
+        """End the work and wait for that: as long as one write, sync or removal takes. False if it was delivered."""
         self._cancelled.set()
         self._ended.wait()
         return not self.delivered
@@ -89,7 +89,7 @@ class Background(Protocol):
 
 
 class ThreadBackground:
-    """A named thread per job. Daemonic: a node that exits waits for nothing, and half-done work is swept at the next start."""
+    """A named thread per job. Daemonic: a node that exits waits for nothing; half-done work is swept at the start."""
 
     def __init__(self, post: Post) -> None:
         self._post = post

@@ -22,7 +22,8 @@ class CheckpointVerified:
 class CheckpointDamaged:
     """The copy does not add up, though every byte is as it was written: what it was copied *from* is damaged.
 
-    Own checkpoint: the live state is damaged; stop serving and rebuild. Received: the sender's is; nothing was installed.
+    Own checkpoint: the live state is damaged; stop serving and rebuild. Received: the sender's is; nothing was
+    installed.
     """
 
     meta: SnapshotMeta

@@ -18,7 +18,7 @@ import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from raftcache.errors import Corruption, RaftCacheError, StorageFull, UnsupportedVersion
+from raftcache.errors import Corruption, RaftCacheError, StorageFull
 from raftcache.raft.messages import SnapshotMeta
 from raftcache.storage.checkpoint_file import (
     HEADER_BYTES_MAX,
@@ -40,7 +40,7 @@ READ_BYTES = 1 << 20
 """Files are copied and digested in pieces of this size: one block of the digest."""
 
 SYNC_EVERY_BYTES = 8 << 20
-"""A draft is synced in pieces, so that the log's fdatasync never queues behind more than some 80 ms of ours (at 100 MB/s)."""
+"""A draft is synced in pieces: the log's fdatasync then queues behind at most 80 ms of ours (at 100 MB/s)."""
 
 _DRAFT = "draft-"
 _OLD = "old-"
@@ -86,7 +86,10 @@ class Draft:
         self.file: DiskFile = disk.open(self.state_path, create=True)
 
     def append(self, data: bytes | memoryview) -> None:
-        """Write the next bytes of the state file; with `sync_inline`, sync it now and then. Raises: `OSError`, `SyncFailed`."""
+        """Write the next bytes of the state file; with `sync_inline`, sync it now and then.
+
+        Raises: `OSError`, `SyncFailed`.
+        """
         self.file.pwrite(data, self.digest.size)
         self.digest.update(data)
         self.unsynced += len(data)
@@ -127,8 +130,7 @@ class Draft:
         self._sync_directory(self.directory)
         target = f"{self._parent}/{directory_name(header.meta)}"
         if self._disk.exists(target):
-            # The log up to an (index, term) is unique (Raft §5.3) and so is its state: the one that is there is either as
-            # good as this one or was found damaged. Out of its way; a crash in between leaves the older checkpoint.
+            # It was found damaged: over an intact one nobody publishes, so nothing is lost by a crash in between.
             set_aside(self._disk, self._parent, directory_name(header.meta))
         self._disk.rename(self.directory, target)
         self._sync_directory(self._parent)
@@ -163,11 +165,14 @@ class Checkpoints:
         self._known: list[Known] = []
         """Newest first; headers intact, state files checked by whoever reads them."""
         self._drafts = 0
-        self.refused: list[str] = []
-        """What `sweep` and `refuse` found damaged, in words: for the log, and for the error where nothing else is left."""
+        self.refused: dict[str, str] = {}
+        """By name: what `sweep` and `refuse` found damaged, in words, for the error where nothing else is left."""
 
     def sweep(self) -> None:
-        """Read the table from disk; remove what was left half-done. Raises: `OSError`."""
+        """Read the table from disk; remove what was left half-done.
+
+        Raises: `OSError`; `UnsupportedVersion`, because what a newer release wrote is not to be replaced but kept.
+        """
         make_directory(self._disk, self.directory)
         self._known.clear()
         for name in self._disk.listdir(self.directory):
@@ -176,8 +181,8 @@ class Checkpoints:
                 continue
             try:
                 self._known.append(Known(self._read_header(name)))
-            except (Corruption, UnsupportedVersion, FileNotFoundError) as error:
-                self.refused.append(str(error))
+            except (Corruption, FileNotFoundError) as error:
+                self.refused[name] = str(error)
         self._known.sort(key=lambda known: (known.header.meta.index, known.header.meta.term), reverse=True)
 
     def _read_header(self, name: str) -> CheckpointHeader:
@@ -213,28 +218,37 @@ class Checkpoints:
 
     def add(self, header: CheckpointHeader) -> None:
         """Take a published draft into the table."""
+        self.refused.pop(directory_name(header.meta), None)
         self._known = [known for known in self._known if known.header.meta != header.meta]
         self._known.append(Known(header))
         self._known.sort(key=lambda known: (known.header.meta.index, known.header.meta.term), reverse=True)
 
     def refuse(self, header: CheckpointHeader, found: str) -> None:
-        """It turned out to be damaged: never hand it out again. It stays on disk until the next `prune`, as evidence."""
+        """It turned out to be damaged: never hand it out again. Its files stay until the next prune, as evidence."""
         self._known = [known for known in self._known if known.header is not header]
-        self.refused.append(found)
+        self.refused[directory_name(header.meta)] = found
 
     def superseded(self) -> list[str]:
-        """Rename away all but the newest and those being read; the caller removes the returned directories, at leisure.
+        """Rename away what the newest one supersedes, but for those being read, and everything found damaged.
 
-        Raises: `OSError`.
+        The caller removes the returned directories, at leisure. Raises: `OSError`.
         """
-        keep = [known for known in self._known if known is self._known[0] or known.readers]
-        names = {directory_name(known.header.meta) for known in keep}
-        self._known = keep
-        return [
-            set_aside(self._disk, self.directory, name)
-            for name in self._disk.listdir(self.directory)
-            if parse_directory_name(name) is not None and name not in names
-        ]
+        if not self._known:
+            return []
+        newest = self._known[0]
+        keep = {directory_name(known.header.meta) for known in self._known if known is newest or known.readers}
+        self._known = [known for known in self._known if directory_name(known.header.meta) in keep]
+        removed = []
+        for name in self._disk.listdir(self.directory):
+            position = parse_directory_name(name)
+            # One that is newer than the newest known was published by a job whose continuation is still to come.
+            older = position is not None and position < (newest.header.meta.index, newest.header.meta.term)
+            if name.startswith(_OLD):
+                removed.append(f"{self.directory}/{name}")
+            elif name not in keep and (older or name in self.refused):
+                self.refused.pop(name, None)
+                removed.append(set_aside(self._disk, self.directory, name))
+        return removed
 
     def blocks(self, header: CheckpointHeader) -> Iterator[bytes]:
         """The state file in order. Raises: `Corruption` *at the end* where the bytes are not those that were written.
@@ -244,7 +258,10 @@ class Checkpoints:
         yield from checked_blocks(self._disk, self.state_path(header), size=header.state_bytes, digest=header.digest)
 
     def reader(self, header: CheckpointHeader, *, on_closed: Callable[[], None]) -> "Outgoing":
-        """Send it; it is kept until then. Raises: `Corruption` where it is not as long as its header says or cannot be read."""
+        """Send it; it is kept until then.
+
+        Raises: `Corruption` where it is not as long as its header says or cannot be read.
+        """
         known = self._find(header.meta)
         assert known is not None, f"checkpoint {directory_name(header.meta)} is not in the table"
         path = self.state_path(header)
@@ -274,7 +291,10 @@ class Outgoing:
         self.size = len(self._head) + header.state_bytes
 
     def chunk(self) -> bytes:
-        """The next `CHUNK_BYTES` at most; empty at the end. Raises: `Corruption` where the file ends early or cannot be read."""
+        """The next `CHUNK_BYTES` at most; empty at the end.
+
+        Raises: `Corruption` where the file ends early or cannot be read.
+        """
         if self._head:
             data, self._head = self._head, b""
             return data

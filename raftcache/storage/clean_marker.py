@@ -1,4 +1,4 @@
-"""The clean-shutdown marker: what a node that stopped in order says about a live state, so that the next start believes it.
+"""The clean-shutdown marker: what a node that stopped in order says about a live state, for the next start to believe.
 
 It holds the position of the state (applied index and term, state hash) and the engine's proof (size and digest of its
 file), as one line of JSON and a CRC32C. It is written after the live state is synced and closed, and consumed durably

@@ -33,7 +33,7 @@ class IncomingCheckpoint:
         self._open = True
         self._syncing: Job | None = None
         self._sync_failures: list[SyncFailed] = []
-        """Appended to by the job itself: a failed sync is never forgotten, because the next one would succeed (see `disk`)."""
+        """Appended to by the job itself: a failed sync must not be forgotten, the next one succeeds (see `disk`)."""
 
     def add(self, chunk: bytes) -> None:
         """Write the next bytes. Raises: `StorageFull`, `Corruption` (not what was announced); abandon it then."""

@@ -19,9 +19,10 @@ PROBLEMS_SHOWN = 3
 
 
 class StateLost(RaftCacheError):
-    """The live records failed in a way that may have undone answered writes: an LMDB error, a full map or disk in apply.
+    """The live records failed in a way that may have undone answered writes.
 
-    Indefinite. The replica stops serving at once, calls `discard_live`, opens again and applies the log from there.
+    An LMDB error, or a full map or disk in apply or commit. Indefinite. The replica stops serving at once, calls
+    `discard_live`, opens again and applies the log from there.
     """
 
     reason: ClassVar[str] = "STATE_LOST"
@@ -73,7 +74,10 @@ class LiveCopy(Protocol):
     """The live state as of one commit."""
 
     def draw(self, write: Callable[[bytes], None]) -> None:
-        """Pass it all to `write`, in the native format. Runs in a job. Raises: what `write` raises, `Damaged`, `OSError`."""
+        """Pass it all to `write`, in the native format. Runs in a job.
+
+        Raises: what `write` raises, `Damaged`, `OSError`.
+        """
         ...
 
     def release(self) -> None:

@@ -1,18 +1,20 @@
 """The live state machine's records in LMDB: one environment per replica, one write transaction that is always open.
 
 Rules of this file:
-- The write transaction lives on the node's loop thread and serves reads and writes alike, so a read sees every applied write,
-  committed or not. py-lmdb releases the GIL on every put: in a thread beside a busy loop puts fall a hundredfold.
-- Commits are **not synced**. Unsynced LMDB breaks silently on power loss, which is why nothing here is ever trusted after an
-  unclean stop: the log and the checkpoints are the truth, this is the state that they produce (see `lmdb_state.py`).
-- WRITEMAP never: a full disk is then SIGBUS, and one stray write corrupts. The map is large, sparse and fixed: `set_mapsize` in
-  service invalidates open readers.
-- No `lmdb.Error` leaves this file. Whatever LMDB reports on a read, a write or a commit may have rolled state that was already
-  *answered* back to the last commit, so all of it becomes `StateLost`: stop serving, discard, rebuild.
+- The write transaction lives on the node's loop thread and serves reads and writes alike, so a read sees every applied
+  write, committed or not. py-lmdb releases the GIL on every put: in a thread beside a busy loop puts fall a
+  hundredfold.
+- Commits are **not synced**. Unsynced LMDB breaks silently on power loss, which is why nothing here is ever trusted
+  after an unclean stop: the log and the checkpoints are the truth, this is the state that they produce (see
+  `lmdb_state.py`).
+- WRITEMAP never: a full disk is then SIGBUS, and one stray write corrupts. The map is large, sparse and fixed:
+  `set_mapsize` in service invalidates open readers.
+- No `lmdb.Error` leaves this file. Whatever LMDB reports on a read, a write or a commit may have rolled state that was
+  already *answered* back to the last commit, so all of it becomes `StateLost`: stop serving, discard, rebuild.
 - One environment per path and process; never fork after opening one (child processes are spawned by exec).
 
-Caveats: a cursor does not survive `commit()`; a scan that is continued across one fails an assertion. Anonymous memory is what
-the open transaction has dirtied, so commits bound it.
+Caveats: a cursor does not survive `commit()`; a scan that is continued across one fails an assertion. Anonymous memory
+is what the open transaction has dirtied, so commits bound it.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ import lmdb
 from raftcache.storage.live_state import Damaged, StateLost
 
 KEY_BYTES_MAX = 511
-"""LMDB 0.9's compiled-in maximum. User keys are capped far below (`limits.key_bytes_max`), so exceeding it is a bug, not bad input."""
+"""LMDB 0.9's compiled-in maximum. User keys are capped far below (`limits.key_bytes_max`), so exceeding it is a bug,
+not bad input."""
 
 ENGINE = 0
-"""`lib_version` of py-lmdb: the 0.9 engine. 1.0 files are mutually unreadable with it; checkpoints name their engine."""
+"""`lib_version` of py-lmdb: LMDB 0.9. Neither engine reads the other's files; checkpoints name theirs."""
 
 DATA_FILE = "data.mdb"
 
@@ -42,13 +45,15 @@ class LmdbConfig:
     """How environments are opened."""
 
     map_bytes: int = 64 << 30
-    """Address space reserved per environment; sparse, so it costs nothing until used. The state cannot outgrow it. 64 GiB times
-    64 shards is 4 TiB of 128 TiB of user address space."""
+    """Address space reserved per environment; sparse, so it costs nothing until used. The
+    state cannot outgrow it. 64 GiB times 64 shards is 4 TiB of 128 TiB of user address space."""
     waste_bytes_min: int = 256 << 20
-    """Free pages below this are not worth replacing an environment for: a checkpoint under load leaves some behind every
-    time (its reader pins the old pages; measured: 170 MiB at 20,000 random puts/s), and the writer uses them up again."""
+    """Free pages below this are not worth replacing an environment for: a checkpoint
+    under load leaves some behind every time (its reader pins the old pages; measured: 170 MiB at 20,000 random puts/s),
+    and the writer uses them up again."""
     readers_max: int = 16
-    """Reader slots. A replica has at most one reader, the checkpoint copy; the rest is headroom for a slot that LMDB frees late."""
+    """Reader slots. A replica has at most one reader, the checkpoint copy; the rest is headroom for a slot that LMDB
+    frees late."""
 
 
 class LmdbRecords:
@@ -111,7 +116,7 @@ class LmdbRecords:
             self._fail("delete", error)
 
     def scan(self, lo: bytes, hi: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        """Records with keys in `[lo, hi)`, ascending; `hi=None` means to the end. Lazy: the caller bounds it by stopping.
+        """Records with keys in `[lo, hi)`, ascending; `hi=None`: to the end. Lazy: the caller bounds it by stopping.
 
         Must be finished or dropped before the next `commit()`. Raises: `StateLost`.
         """
@@ -126,7 +131,10 @@ class LmdbRecords:
     # --- The owner's side -----------------------------------------------------------------------------------------
 
     def commit(self) -> None:
-        """Commit, unsynced, and begin the next write transaction. Raises: `StateLost`: all since the last commit may be gone."""
+        """Commit, unsynced, and begin the next write transaction.
+
+        Raises: `StateLost`: all since the last commit may be gone.
+        """
         self.commits += 1
         try:
             self._transaction.commit()
@@ -161,7 +169,7 @@ class LmdbRecords:
         return (2 + pages["branch_pages"] + pages["leaf_pages"] + pages["overflow_pages"]) * pages["psize"]
 
     def close(self, *, synced: bool) -> None:
-        """Close the environment: with `synced`, commit and bring every page to the disk first; without, drop the transaction.
+        """Close the environment. With `synced` commit and sync it first, without it drop the open transaction.
 
         Copies must be released before. Raises: `StateLost` (only with `synced`).
         """
@@ -182,17 +190,17 @@ class LmdbRecords:
 
 
 class PinnedCopy:
-    """A read transaction for one compact copy. Made on the loop thread, drawn in one other, released by either, once."""
+    """A read transaction for one compact copy: made on the loop thread, drawn in another, released once by either."""
 
     def __init__(self, environment: lmdb.Environment, transaction: lmdb.Transaction[bytes]) -> None:
         self._environment = environment
         self._transaction = transaction
 
     def write_to(self, descriptor: int) -> None:
-        """Write the whole state to `descriptor`, compacted. Blocks, without the GIL; takes what the reader of the pipe allows.
+        """Write the whole state to `descriptor`, compacted. Blocks, without the GIL, at the pace of the pipe's reader.
 
-        Compact only: LMDB's plain copy waits for the writer, and our writer never ends. Raises: `OSError` where the pipe was
-        closed by its reader, `Damaged` where LMDB finds its own pages inconsistent.
+        Compact only: LMDB's plain copy waits for the writer, and our writer never ends. Raises: `OSError` where the
+        pipe was closed by its reader, `Damaged` where LMDB finds its own pages inconsistent.
         """
         try:
             self._environment.copyfd(descriptor, compact=True, txn=self._transaction)
@@ -207,7 +215,7 @@ class PinnedCopy:
 
 
 class ClosedFile:
-    """Read-only `kv.Records` over a closed LMDB file, for the verifier's process. Not a live state's file: it takes no lock.
+    """Read-only `kv.Records` over a closed LMDB file, for the verifier's process; never a live one, it takes no lock.
 
     Raises: `Damaged` from every method where LMDB finds the file inconsistent. Damage that LMDB does not notice may
     end the process by a signal; that is why it has one to itself.
@@ -284,6 +292,6 @@ def _scan(transaction: lmdb.Transaction[bytes], lo: bytes, hi: bytes | None) -> 
 
 def _lost(directory: Path, action: str, error: Exception) -> StateLost:
     return StateLost(
-        f"live state in {directory}: LMDB {action} failed: {error}. The replica discards it and rebuilds from its newest "
-        "checkpoint and the log; if this repeats, check the disk and `storage.map_bytes`"
+        f"live state in {directory}: LMDB {action} failed: {error}. The replica discards it and rebuilds from its "
+        "newest checkpoint and the log; if this repeats, check the disk and `storage.map_bytes`"
     )

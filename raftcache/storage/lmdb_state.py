@@ -153,7 +153,7 @@ def _empty(directory: Path) -> None:
 
 
 class LmdbCopy:
-    """`LiveCopy` of an environment: LMDB writes into a pipe in one thread, the job reads it at its own pace in another."""
+    """`LiveCopy` of an environment: LMDB writes into a pipe in one thread, the job reads it at its pace in another."""
 
     def __init__(self, pinned: PinnedCopy) -> None:
         self._pinned = pinned

@@ -19,7 +19,7 @@ Rules of this file:
 - Everything is called on the node's loop. What takes long runs as a `background` job, and its continuation on the loop.
 
 There is one `StateStore` and two sets of parts: LMDB, child processes and threads (`lmdb_state.py`), and memory, inline
-and deterministic, for the simulator (`simulated_state.py`): the simulator crashes the transitions that production takes.
+and deterministic, for the simulator (`simulated_state.py`), which so crashes the transitions that production takes.
 
 Caveats: a received checkpoint is newer than the log until the node has reset the log to start after it. After a crash
 in between, `open` returns a state beyond the log's last entry: the node then finishes the reset. A checkpoint that was
@@ -122,7 +122,8 @@ class StateStore:
         That is the live state if the marker vouches for it, else the newest intact checkpoint: the caller checks that
         its log reaches it. Blocks for the digest and the copy of a checkpoint.
         Raises: `Corruption` where there are checkpoints but none is intact; the store can still take an incoming
-        checkpoint and `install` it. `StateLost` where the disk or LMDB refuses.
+        checkpoint and `install` it. `StateLost` where the disk or LMDB refuses. `UnsupportedVersion` where a newer
+        release was here.
         """
         assert self._records is None, f"{self.directory} is open already"
         with self._losing_state():
@@ -135,6 +136,8 @@ class StateStore:
             self.resumed = self._records is not None
         while (newest := self._checkpoints.newest()) is not None:
             try:
+                if newest.format != self.format:
+                    raise Corruption(f"{newest.format} is not the form of this node's engine, {self.format}")
                 if self._records is None:
                     self._load(newest)
                 else:
@@ -145,7 +148,7 @@ class StateStore:
                 self._checkpoints.refuse(newest, error.message)
         if self._records is None and self._checkpoints.refused:
             raise Corruption(
-                f"{self.directory}: no checkpoint is intact ({'; '.join(self._checkpoints.refused)}). Log and vote are "
+                f"{self.directory}: no checkpoint is intact ({'; '.join(self._checkpoints.refused.values())}). Log and vote are "
                 "not affected: the replica fetches a snapshot from its leader. If no replica of the shard has a state, "
                 "restore from a backup"
             )
@@ -227,13 +230,13 @@ class StateStore:
         self._records = None
 
     def discard_live(self) -> None:
-        """Closes the live records without a marker: the next `open` rebuilds. Cancels what is in progress. Never raises."""
+        """Closes the live records; the next `open` rebuilds. Cancels what is in progress. Never raises."""
         self._cancel_all()
         self._live.close(synced=False)
         self._records = None
 
     def destroy(self) -> None:
-        """Closes and removes everything; the replica was removed from its group. Never raises; repeat it after a crash."""
+        """Closes and removes everything, after the replica left its group. Never raises; repeat it after a crash."""
         self.discard_live()
         try:
             if self._disk.exists(self.directory):
@@ -252,7 +255,7 @@ class StateStore:
     # --- Checkpoints ----------------------------------------------------------------------------------------------
 
     def newest(self) -> SnapshotMeta | None:
-        """The newest verified checkpoint: what may be sent, and what the log may be compacted up to. Known after `open`."""
+        """The newest verified checkpoint, known after `open`: may be sent, and the log may be compacted up to it."""
         header = self._checkpoints.newest()
         return header.meta if header else None
 
@@ -293,7 +296,10 @@ class StateStore:
         self._start_publication("checkpoint", draft, meta, make, done, prepare=self._live.grown())
 
     def _checked(self, found: Verified, draft: Draft, meta: SnapshotMeta) -> CheckpointHeader:
-        """The header of a sealed draft in which `found` was found. Raises: `Damaged`, `Corruption` (the disk's doing)."""
+        """The header of a sealed draft in which `found` was found.
+
+        Raises: `Damaged`, `Corruption` (the disk's doing).
+        """
         digest = draft.digest.digest()
         if found.digest != digest:
             raise Corruption(
@@ -432,7 +438,10 @@ class StateStore:
     # --- Receiving ------------------------------------------------------------------------------------------------
 
     def begin_incoming(self, meta: SnapshotMeta, *, size: int, digest: bytes) -> IncomingCheckpoint:
-        """Receive a checkpoint of `size` bytes. An earlier incoming one is abandoned. Raises: `StorageFull`, `Corruption`."""
+        """Receive a checkpoint of `size` bytes. An earlier incoming one is abandoned.
+
+        Raises: `StorageFull`, `Corruption`.
+        """
         if self._incoming is not None:
             self._incoming.abandon()
         # Twice: the checkpoint, and the live state that is made of it while the old one is still there.
@@ -502,10 +511,10 @@ class StateStore:
             raise
 
     def needs_compaction(self) -> bool:
-        """Whether the live file has grown past twice its records: take a checkpoint, `install` it, apply the log from there.
+        """Whether the live file has grown past twice its records, by enough to matter.
 
-        A checkpoint that was begun in this state makes its `install` fast. Not urgent: a replica that leads hands
-        leadership off first.
+        Then: take a checkpoint, `install` it, apply the log from there. A checkpoint that was begun in this state makes
+        its `install` fast. Not urgent: a replica that leads hands leadership off first.
         """
         return self._records is not None and self._live.grown()
 

@@ -5,7 +5,8 @@
     load STREAM STATE       and back
 
 In a process, because a verifying thread slowed the node's loop 3.7 times, and because a damaged LMDB file may end the
-process that maps it. Niced, because nobody waits for it. Started by exec, never by fork: the node has environments open.
+process that maps it. Niced, because nobody waits for it. Started by exec and never by fork, because the node has
+environments open.
 
 Rules of this file:
 - `{"damaged": ...}` and exit status 0 means that the file was read and does not add up; any other end that is not a
@@ -33,8 +34,9 @@ NICE = 10
 
 CPU_SECONDS_MIN = 60
 CPU_BYTES_PER_SECOND_MIN = 2 << 20
-"""Processor time beyond this is a tree with a circle in it: SIGXCPU. Measured: 60 MiB/s with records of 100 bytes; the wall
-clock says nothing, because a niced process may get a tenth of a core."""
+"""Processor time beyond this is a tree with a circle in it:
+SIGXCPU. Measured: 60 MiB/s with records of 100 bytes; the wall clock says nothing, because a niced process may get a
+tenth of a core."""
 
 READ_BYTES = 1 << 20
 COMMIT_RECORDS = 10_000
@@ -56,10 +58,11 @@ def verify(path: str) -> Verified:
 
 
 def check_size(path: str) -> None:
-    """Whether a file is as long as its meta pages say, before it is mapped: LMDB meets a short one with SIGBUS. Raises: `Damaged`.
+    """Check that a file is as long as its meta pages say, before it is mapped: LMDB meets a short one with SIGBUS.
 
-    The meta page, of 64-bit LMDB 0.9: page header of 16 bytes, magic u32, version u32, address u64, map size u64, two
-    databases of 48 bytes, last page u64, transaction u64. The page size stands in the first database's first field.
+    Raises: `Damaged`. The meta page, of 64-bit LMDB 0.9: page header of 16 bytes, magic u32, version u32, address u64,
+    map size u64, two databases of 48 bytes, last page u64, transaction u64. The page size stands in the first
+    database's first field.
     """
     size = os.stat(path).st_size
     with Path(path).open("rb") as file:

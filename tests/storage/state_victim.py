@@ -4,7 +4,8 @@
     flips DIRECTORY COUNT SEED      a bit of the live file changes; what does a checkpoint say?
     busy DIRECTORY                  commits, checkpoints and installs without end, and says what it promised
 
-The first two run each life in a forked child. LMDB must not be forked, so this process itself never opens an environment.
+The first two run each life in a forked child. LMDB must not be forked, so this process itself never opens an
+environment.
 """
 
 import os
@@ -12,6 +13,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -182,8 +184,8 @@ def run_operations(directory: Path, stride: int) -> None:
     kill_at = 0
     while True:
         path = directory / str(kill_at)
-        ended = in_child(lambda path=path, kill_at=kill_at: killed_life(path, kill_at))  # type: ignore[misc]
-        started = in_child(lambda path=path: checked_start(path))  # type: ignore[misc]
+        ended = in_child(partial(killed_life, path, kill_at))
+        started = in_child(partial(checked_start, path))
         sys.stdout.write(f"{kill_at} {ended} {started}\n")
         if ended == 0:
             return
@@ -195,12 +197,12 @@ def run_flips(directory: Path, count: int, seed: int) -> None:
     for number in range(count):
         path = directory / str(number)
         position, bit = random.random(), random.randrange(8)
-        ended = in_child(lambda path=path, position=position, bit=bit: flipped_life(path, position, bit))  # type: ignore[misc]
+        ended = in_child(partial(flipped_life, path, position, bit))
         sys.stdout.write(f"{number} {ended} {position:.4f} {bit}\n")
 
 
 def flipped_life(path: Path, position: float, bit: int) -> int:
-    """10: the checkpoint reports damage. 11: it verifies, and indeed nothing is wrong with it. 12: it verifies and lies."""
+    """10: the checkpoint reports damage. 11: it verifies, and indeed nothing is wrong. 12: it verifies and lies."""
     path.mkdir()
     replica = Replica(Home.lmdb(path))
     replica.bootstrap()

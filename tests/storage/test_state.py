@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import crc32c
 import pytest
 
-from raftcache.errors import Corruption
+from raftcache.errors import Corruption, UnsupportedVersion
 from raftcache.ids import Index, Term
 from raftcache.raft.messages import SnapshotMeta
 from raftcache.storage.checkpoint_file import HEADER_FILE, STATE_FILE
@@ -263,6 +264,33 @@ def test_snapshot_that_is_not_what_was_announced_is_refused(home: Home, damage: 
     sender.store.discard_live()
 
 
+def test_own_checkpoint_does_not_prune_a_snapshot_that_was_just_received(home: Home) -> None:
+    """Both end at once: whichever is heard of first, the newer one stays."""
+    sender = Replica(home, 1).bootstrap()
+    for number in range(5):
+        sender.put(b"a", b"%d" % number)
+    verified(sender.checkpoint())
+    receiver = Replica(home, 2).bootstrap()
+    receiver.put(b"b", b"1")
+    source = sender.store.open_checkpoint_for_read(sender.meta)
+    incoming = receiver.store.begin_incoming(sender.meta, size=source.size, digest=source.digest)
+    while chunk := source.chunk():
+        incoming.add(chunk)
+    source.close()
+    results = receiver.begin_checkpoint()
+    incoming.finish(results.append)
+    home.loop.run_until(lambda: len(results) == 2)
+
+    assert {verified(result).meta.index for result in results} == {2, 6}
+    assert receiver.store.newest() == sender.meta
+    receiver.adopt(receiver.store.install(sender.meta))
+    assert receiver.get(b"a") == b"4"
+    receiver.store.discard_live()
+    assert receiver.reopen() == Index(6)
+    receiver.store.discard_live()
+    sender.store.discard_live()
+
+
 def test_second_incoming_snapshot_replaces_the_first(home: Home) -> None:
     """A leader that starts over is not held up by what it began before."""
     sender = Replica(home, 1).bootstrap()
@@ -325,7 +353,7 @@ def test_damaged_newest_checkpoint_falls_back_to_an_older_one(home: Home, damage
 
 
 def test_damaged_checkpoint_under_a_clean_live_state_is_not_offered(home: Home) -> None:
-    """The live state goes on; its damaged checkpoint is neither sent nor the log's bound, and the next one replaces it."""
+    """The live state goes on; its damaged checkpoint is not sent and bounds no log, and the next one replaces it."""
     replica = Replica(home).bootstrap()
     replica.close_clean()
     flip(home, f"{home.directory(1)}/checkpoints/1-1/{STATE_FILE}", 100)
@@ -340,6 +368,32 @@ def test_damaged_checkpoint_under_a_clean_live_state_is_not_offered(home: Home) 
     replica.store.discard_live()
     assert replica.reopen() == FIRST.index
     replica.store.discard_live()
+
+
+def test_checkpoint_of_a_newer_release_is_kept_and_not_opened(home: Home) -> None:
+    """After a downgrade the node refuses to start, with both versions in the message, and destroys nothing."""
+    replica = Replica(home).bootstrap()
+    replica.store.discard_live()
+    path = f"{home.directory(1)}/checkpoints/1-1/{HEADER_FILE}"
+    body = read_file(disk_of(home), path).split(b"\n")[0].replace(b'"version": 1', b'"version": 9')
+    write_file_atomically(disk_of(home), path, body + b"\n" + f"{crc32c.crc32c(body):08x}\n".encode())
+
+    with pytest.raises(UnsupportedVersion, match="version 9"):
+        home.store(1).open()
+    assert names(home, "checkpoints/1-1") == [HEADER_FILE, STATE_FILE]
+
+
+def test_checkpoint_of_another_engine_is_fetched_anew(home: Home) -> None:
+    """A data directory that moved to a machine with another page size is not mapped there."""
+    replica = Replica(home).bootstrap()
+    replica.store.discard_live()
+    path = f"{home.directory(1)}/checkpoints/1-1/{HEADER_FILE}"
+    form = replica.store.format.encode()
+    body = read_file(disk_of(home), path).split(b"\n")[0].replace(form, b"lmdb 0.9, page 512")
+    write_file_atomically(disk_of(home), path, body + b"\n" + f"{crc32c.crc32c(body):08x}\n".encode())
+
+    with pytest.raises(Corruption, match="page 512 is not the form"):
+        home.store(1).open()
 
 
 def test_interrupted_work_is_reported_and_leaves_nothing_behind(home: Home) -> None:

@@ -1,4 +1,4 @@
-"""Disk errors on the way to a checkpoint: which are survived, which are fatal, and that a failed sync is never forgotten."""
+"""Disk errors on the way to a checkpoint: some are survived, some fatal, and a failed sync is never forgotten."""
 
 import errno
 
@@ -61,7 +61,7 @@ def test_disk_that_refuses_a_name_fails_the_checkpoint(home: Home, operation: st
     ("operation", "part"), [("fdatasync", "state"), ("fdatasync", "header"), ("fsync_directory", "draft")]
 )
 def test_failed_sync_of_a_checkpoint_is_fatal(home: Home, operation: str, part: str) -> None:
-    """After a failed sync nobody knows what the disk holds; it is reported as the end of the process and not retried."""
+    """After a failed sync nobody knows what the disk holds: the process must end, and nobody retries."""
     replica = Replica(home).bootstrap()
     big(replica)
     disk_of(home).inject(operation, errno.EIO, path_part=part)
