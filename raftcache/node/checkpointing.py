@@ -183,7 +183,8 @@ class Checkpointing:
         if replica is None or replica.shard != shard or replica.stopped:
             engine.observer.event("stranger_refused", from_node=from_node, shard=shard, replica=message.to)
             raise RaftCacheError(f"there is no replica {message.to} of shard {shard} here")
-        if message.term < replica.raft.term or message.meta.index <= replica.raft.commit:
+        known = message.meta.index <= replica.raft.commit and not replica.raft.snapshot_wanted
+        if message.term < replica.raft.term or known:
             raise RaftCacheError(
                 f"snapshot {message.meta.index} of term {message.term} is old: this replica is at {replica.raft.commit}"
             )

@@ -29,7 +29,7 @@ from raftcache.config.rules import parse_address
 from raftcache.config.settings import Config
 from raftcache.edge import grpcio_front
 from raftcache.edge.grpcio_front import GrpcFront, GrpcFrontConfig
-from raftcache.errors import ConfigError
+from raftcache.errors import ConfigError, RaftCacheError
 from raftcache.gateway.gateway import Gateway, GatewaySettings
 from raftcache.gateway.handlers import handlers_of
 from raftcache.gateway.routes import DirectoryRoutes
@@ -202,16 +202,23 @@ class NodeProcess:
             bootstrap_kinds=BOOTSTRAP_KINDS,
             report=observer.event,
         )
-        with log.routed_stdlib():
-            async with asyncio.TaskGroup() as tasks:
-                peer = await network.start(tasks)
-                try:
-                    host = self._build_host(name, data, home, peer, network, scheduler, observer, fatal)
-                    handler.host = host
-                    await self._serve_cluster(host, network, peer, observer, metrics)
-                finally:
-                    await network.aclose()
-                    scheduler.close()
+        try:
+            with log.routed_stdlib():
+                async with asyncio.TaskGroup() as tasks:
+                    peer = await network.start(tasks)
+                    try:
+                        host = self._build_host(name, data, home, peer, network, scheduler, observer, fatal)
+                        handler.host = host
+                        await self._serve_cluster(host, network, peer, observer, metrics)
+                    finally:
+                        await network.aclose()
+                        scheduler.close()
+        except BaseExceptionGroup as group:
+            # The group wraps what its own body raised too; an operator is owed the one sentence inside.
+            refusals, others = group.split(RaftCacheError)
+            if refusals is not None and others is None:
+                raise refusals.exceptions[0] from None
+            raise
         observer.event("node_stopped")
         log.close()
 
