@@ -1,4 +1,11 @@
-"""The command `raftcache`."""
+"""The command `raftcache`.
+
+Rules of this package:
+- answers go to standard output, words about them to standard error; every end has an exit code that says what to do next
+  (`exits`);
+- nothing is decided here that a node decides: commands translate, ask, wait and show;
+- what is heavy (gRPC, the server, cryptography) is imported by the command that needs it.
+"""
 
 from raftcache.cli.main import main
 

@@ -1,45 +1,134 @@
-"""The command `raftcache` and its subcommands. Heavy modules are imported by the commands that need them."""
+"""The command `raftcache`: which subcommands there are, and what holds for all of them.
 
+Rules of this file:
+- a subcommand's module is imported when it runs, so that `raftcache --help` and a misspelt word cost no gRPC and no server.
+  The list of commands below therefore says their names and short helps itself; a test holds it to the commands;
+- arguments are UTF-8 text. A shell hands any bytes over; those that are not text are refused here, once, rather than stored
+  as something else. Binary values come by file or pipe, binary keys in base64.
+"""
+
+import os
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 import click
 
+from raftcache.cli.exits import Exit
 from raftcache.version import VERSION
 
+Table = dict[str, dict[str, tuple[str, str]]]
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+COMMANDS: Table = {
+    "Try it": {
+        "dev": ("raftcache.cli.dev:dev", "A cluster on this machine, in one command."),
+    },
+    "Data": {
+        "get": ("raftcache.cli.data:get", "Read one key."),
+        "put": ("raftcache.cli.data:put", "Write one key."),
+        "del": ("raftcache.cli.data:delete", "Remove one key."),
+        "scan": ("raftcache.cli.scan:scan", "List keys and values, in key order."),
+        "cas": ("raftcache.cli.data:cas", "Replace a value if it is the expected one."),
+        "incr": ("raftcache.cli.data:incr", "Add to a number."),
+        "txn": ("raftcache.cli.transaction:txn", "Compare, then write, atomically."),
+    },
+    "Cluster": {
+        "status": ("raftcache.cli.status:status", "The whole cluster, and what is wrong with it."),
+        "init": ("raftcache.cli.init:init", "Make a cluster of fresh nodes."),
+        "node": ("raftcache.cli.node:node", "List nodes, take them in, let them go."),
+        "shard": ("raftcache.cli.shard:shard", "List shards, find a key's, change their replicas."),
+        "leader": ("raftcache.cli.leader:leader", "Hand the lead of a shard over."),
+        "bench": ("raftcache.cli.bench:bench", "Put load on a cluster and measure it."),
+    },
+    "Node": {
+        "serve": ("raftcache.cli.serve:serve", "Run one node until SIGTERM."),
+        "config": ("raftcache.cli.config:config", "Check, show and explain a node's settings."),
+        "certs": ("raftcache.cli.certs:certs", "Make certificates for TLS."),
+    },
+}
+"""Heading -> command -> where it is, and what it does."""
+
+
+class Root(click.Group):
+    """Finds subcommands by the table, and turns errors into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for commands in COMMANDS.values() for name in commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for commands in COMMANDS.values():
+            if cmd_name in commands:
+                module, _, attribute = commands[cmd_name][0].partition(":")
+                command = getattr(import_module(module), attribute)
+                assert isinstance(command, click.Command), cmd_name
+                return command
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name and self.get_command(ctx, name) is None:
+            import difflib
+
+            near = difflib.get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, commands in COMMANDS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, about) for name, (_, about) in commands.items()])
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        return super().main(given, *rest, **options)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for number, argument in enumerate(args, 1):
+            _require_text(ctx, number, argument)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from raftcache.errors import RaftCacheError
+
+        try:
+            return super().invoke(ctx)
+        except RaftCacheError as error:
+            from raftcache.cli.failures import failure_of
+
+            raise failure_of(error) from error
+        except KeyboardInterrupt:
+            click.echo("raftcache: interrupted", err=True)
+            ctx.exit(Exit.INTERRUPTED)
+
+
+def _require_text(ctx: click.Context, number: int, argument: str) -> None:
+    # What is not valid in the locale's encoding arrives with surrogates, which no text has.
+    data = os.fsencode(argument)
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        shown = ascii(data)[1:]
+        ctx.fail(
+            f"argument {number} is not UTF-8 text: {shown}. "
+            "Give a binary value with --file or on standard input, a binary key with --key-b64."
+        )
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(VERSION, "--version", prog_name="raftcache")
 def main() -> None:
-    """A Raft-replicated, strongly consistent, sharded key-value cache."""
+    """A Raft-replicated, strongly consistent, sharded key-value cache.
 
+    \b
+    raftcache dev                    a cluster of three nodes on this machine
+    raftcache put greeting hello     in another terminal: finds that cluster by itself
+    raftcache get greeting
+    raftcache status
 
-@main.command()
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="TOML file of settings.")
-@click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="One setting; may be repeated.")
-@click.option("--ready-file", type=click.Path(path_type=Path), help="Written when the node listens: its addresses, as JSON.")
-def serve(config_path: Path | None, assignments: tuple[str, ...], ready_file: Path | None) -> None:
-    """Run one node until SIGTERM."""
-    import json
-    import os
-
-    from raftcache.config.load import load, parse_assignment
-    from raftcache.errors import RaftCacheError
-    from raftcache.server.process import NodeProcess, Ports, main_loop
-
-    def on_ready(ports: Ports) -> None:
-        addresses = {name: f"{host}:{port}" for name, (host, port) in vars_of(ports).items()}
-        if ready_file is not None:
-            temporary = ready_file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(addresses))
-            temporary.replace(ready_file)
-
-    def vars_of(ports: Ports) -> dict[str, tuple[str, int]]:
-        return {"client": ports.client, "peer": ports.peer, "admin": ports.admin}
-
-    try:
-        flags: dict[str, object] = dict(parse_assignment(text) for text in assignments)
-        main_loop(NodeProcess(load(path=config_path, environ=os.environ, flags=flags), on_ready=on_ready))
-    except RaftCacheError as error:
-        click.echo(f"raftcache: {error.message}", err=True)
-        sys.exit(1)
+    Every command has examples: raftcache COMMAND --help. Exit codes: 0 done, 1 failed, 2 wrong command line, 3 not found,
+    4 unavailable, 5 unhealthy, 6 a condition did not hold, 7 outcome unknown, 8 not allowed, 130 interrupted.
+    """

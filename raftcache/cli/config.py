@@ -1,0 +1,93 @@
+"""`raftcache config`: a node's settings, checked and shown as the node would read them."""
+
+import os
+from pathlib import Path
+
+import click
+
+from raftcache.cli.exits import Exit, Failure
+from raftcache.cli.output import note
+
+
+@click.group()
+def config() -> None:
+    """Check, show and explain a node's settings.
+
+    Settings come from flags of `raftcache serve`, then RAFTCACHE_SECTION__KEY in the environment, then the TOML file, then
+    the defaults.
+
+    \b
+    raftcache config sample > raftcache.toml           every setting, with its default and its reason
+    raftcache config check --config raftcache.toml     before a node is restarted with it
+    raftcache config show --diff --config raftcache.toml
+    """
+
+
+_file_option = click.option(
+    "--config", "path", type=click.Path(path_type=Path), metavar="FILE", help="TOML file of settings."
+)
+_set_option = click.option(
+    "--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="One setting; may be repeated."
+)
+
+
+@config.command()
+@_file_option
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@_set_option
+def check(path: Path | None, file: Path | None, assignments: tuple[str, ...]) -> None:
+    """Say whether a node would start with these settings. Exit code 0: yes, 1: no, and why.
+
+    \b
+    raftcache config check raftcache.toml
+    RAFTCACHE_LISTEN__CLIENT=0.0.0.0:7400 raftcache config check
+    """
+    from raftcache.config.load import load, parse_assignment
+    from raftcache.errors import ConfigError
+
+    if path is not None and file is not None:
+        raise click.UsageError("give the file once, with --config or without")
+    try:
+        load(path=path or file, environ=os.environ, flags=dict(parse_assignment(text) for text in assignments))
+    except ConfigError as error:
+        raise Failure(error.message, code=Exit.FAILURE, hint="`raftcache config sample` explains every setting") from None
+    note("ok: a node would start with these settings")
+
+
+@config.command()
+@_file_option
+@_set_option
+@click.option("--effective", "what", flag_value="effective", default="effective", help="All settings in force.  [default]")
+@click.option("--default", "what", flag_value="default", help="All settings as they are when nobody sets them.")
+@click.option("--diff", "what", flag_value="diff", help="Those that differ from the defaults.")
+def show(path: Path | None, assignments: tuple[str, ...], what: str) -> None:
+    """Print settings as TOML that a node reads back.
+
+    \b
+    raftcache config show --diff --config raftcache.toml
+    raftcache config show --set limits.value_bytes_max=2MiB
+    """
+    from raftcache.config.load import load, parse_assignment
+    from raftcache.config.show import default, diff, effective
+
+    if what == "default":
+        click.echo(default(), nl=False)
+        return
+    flags = dict(parse_assignment(text) for text in assignments)
+    settings = load(path=path, environ=os.environ, flags=flags)
+    text = diff(settings) if what == "diff" else effective(settings)
+    if not text:
+        note("every setting has its default")
+    click.echo(text, nl=False)
+
+
+@config.command()
+def sample() -> None:
+    """Print a commented file of all settings.
+
+    \b
+    raftcache config sample > raftcache.toml
+    """
+    from raftcache.config.show import sample as text
+
+    click.echo(text(), nl=False)

@@ -1,0 +1,197 @@
+"""The options that many commands share: where the cluster is, how long to wait, what a key is.
+
+Rules of this file:
+- an option that names the cluster has an environment variable, `RAFTCACHE_` and one underscore between words. (Those with
+  two underscores are a node's settings, see `config.load`.)
+- a duration on the command line is a number with a unit, `500ms`, `10s`, `2m`; a bare number is seconds.
+"""
+
+import base64
+import binascii
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+TIMEOUT = "10s"
+"""Two elections and what a slow disk adds to them: a command that is typed during a failover succeeds."""
+DURATION_SECONDS_MAX = 24 * 3600.0
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|)")
+
+
+class Duration(click.ParamType):
+    """`500ms`, `10s`, `2m`, as seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = _DURATION.fullmatch(str(value).strip())
+        seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
+        if not 0 < seconds <= DURATION_SECONDS_MAX:
+            self.fail(f"{value!r} is not a duration; write 500ms, 10s or 2m (more than 0, at most 24h)", param, ctx)
+        return seconds
+
+
+class Base64Bytes(click.ParamType):
+    """Bytes in base64."""
+
+    name = "base64"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        if isinstance(value, bytes):
+            return value
+        try:
+            return base64.b64decode(str(value), validate=True)
+        except (binascii.Error, ValueError):
+            self.fail(f"{value!r} is not base64; `printf '\\x01' | base64` makes it", param, ctx)
+
+
+class TextBytes(click.ParamType):
+    """Text, as its bytes in UTF-8. The root command has refused what is no text."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        return value if isinstance(value, bytes) else text_bytes(str(value))
+
+
+def text_bytes(argument: str) -> bytes:
+    """An argument's UTF-8. The root command has refused arguments that are no text."""
+    return argument.encode()
+
+
+# --- Which cluster ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """How to trust the nodes, and who we are to them."""
+
+    authority: Path
+    certificate: Path | None
+    key: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The cluster that a command talks to."""
+
+    endpoints: tuple[str, ...]
+    found_by: str
+    """Where the endpoints come from, for error messages."""
+    timeout: float
+    """Seconds for the command as a whole."""
+    tls: ClientTls | None = None
+
+
+def target_options(function: Decorated) -> Decorated:
+    """Adds what names the cluster, as the parameter `target`."""
+
+    @functools.wraps(function)
+    def run(
+        *args: Any,
+        endpoints: str | None,
+        timeout: float,
+        tls_ca: Path | None,
+        tls_cert: Path | None,
+        tls_key: Path | None,
+        **options: Any,
+    ) -> Any:
+        from raftcache.cli.endpoints import find_endpoints
+
+        found, found_by = find_endpoints(endpoints)
+        tls = _client_tls(tls_ca, tls_cert, tls_key)
+        return function(*args, target=Target(found, found_by, timeout, tls), **options)
+
+    path = click.Path(path_type=Path, dir_okay=False)
+    decorators = (
+        click.option(
+            "--endpoints",
+            "--endpoint",
+            envvar="RAFTCACHE_ENDPOINTS",
+            metavar="HOST:PORT,...",
+            help="Client addresses of nodes, any of them. Without it, the cluster that `raftcache dev` runs here, "
+            "else 127.0.0.1:7400.  [env: RAFTCACHE_ENDPOINTS]",
+        ),
+        click.option(
+            "--timeout", type=Duration(), default=TIMEOUT, show_default=True, help="Give up after this time."
+        ),
+        click.option(
+            "--tls-ca",
+            type=path,
+            envvar="RAFTCACHE_TLS_CA",
+            help="Use TLS, and trust nodes whose certificate this authority signed.  [env: RAFTCACHE_TLS_CA]",
+        ),
+        click.option(
+            "--tls-cert",
+            type=path,
+            envvar="RAFTCACHE_TLS_CERT",
+            help="Our certificate, where nodes ask for one.  [env: RAFTCACHE_TLS_CERT]",
+        ),
+        click.option(
+            "--tls-key", type=path, envvar="RAFTCACHE_TLS_KEY", help="Its private key.  [env: RAFTCACHE_TLS_KEY]"
+        ),
+    )
+    decorated: Any = run
+    for decorator in reversed(decorators):
+        decorated = decorator(decorated)
+    result: Decorated = decorated
+    return result
+
+
+def _client_tls(authority: Path | None, certificate: Path | None, key: Path | None) -> ClientTls | None:
+    if (certificate is None) != (key is None):
+        raise click.UsageError("--tls-cert and --tls-key go together; only one of them is given")
+    if authority is None:
+        if certificate is not None:
+            raise click.UsageError("--tls-cert needs --tls-ca, the authority of the nodes' certificates")
+        return None
+    return ClientTls(authority, certificate, key)
+
+
+# --- Keys and values ----------------------------------------------------------------------------------------------
+
+
+def key_option(function: Decorated) -> Decorated:
+    """Adds `--key-b64`, as the parameter `key_b64`."""
+    return click.option(
+        "--key-b64", type=Base64Bytes(), metavar="BASE64", help="The key in base64, in place of KEY, where it is no text."
+    )(function)
+
+
+def take_key(words: list[str], key_b64: bytes | None) -> bytes:
+    """The key: `--key-b64`, else the first of `words`, which is taken away. Raises: `UsageError`."""
+    if key_b64 is not None:
+        key = key_b64
+    elif words:
+        key = text_bytes(words.pop(0))
+    else:
+        raise click.UsageError("Missing argument 'KEY'.")
+    if not key:
+        raise click.UsageError("the key is empty; keys have at least one byte")
+    return key
+
+
+def no_more(words: list[str]) -> None:
+    """Raises: `UsageError` where arguments are left over."""
+    if words:
+        raise click.UsageError(f"Got unexpected extra argument {words[0]!r}; put quotes around text with spaces.")
+
+
+def read_file(path: Path) -> bytes:
+    """A file's bytes, or standard input's for `-`. Raises: `UsageError`."""
+    if str(path) == "-":
+        return click.get_binary_stream("stdin").read()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"{path} cannot be read: {error.strerror}") from error
