@@ -79,6 +79,8 @@ class Link:
         self.round_trip_ns = 0
         """Smoothed over the last eight pings or so; 0 = not known yet."""
         self.error = ""
+        self._reported = ""
+        """The last failure that was told; another is told again."""
         """Why the last dial or connection failed."""
         self.outbox = Outbox(bulk_bytes_max=local.settings.bulk_bytes_max, call_bytes_max=local.settings.call_bytes_max)
         self.traffic = local.traffic_of(node)
@@ -268,7 +270,9 @@ class Link:
         self._connection = None
         self.traffic.dial_failures += 1
         self.error = str(error) or type(error).__name__
-        if self._failures == 0 and not self._closed:
+        # Once for each reason: after a lost connection it is refused first, and perhaps somebody else answers later.
+        if self.error != self._reported and not self._closed:
+            self._reported = self.error
             address = "unknown" if self._dialed is None else f"{self._dialed[0]}:{self._dialed[1]}"
             self._local.report("peer_unreachable", peer=self.node, address=address, error=self.error)
         self._to_rest()
@@ -348,6 +352,7 @@ class Link:
         self.bootstrap_only = not local.seen(theirs)
         self.state = LinkState.UP
         self.error = ""
+        self._reported = ""
         self._failures = 0
         self._ping_pending, self._ping_sent_ns = False, 0
         self.traffic.connects += 1
