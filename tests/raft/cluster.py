@@ -436,8 +436,8 @@ class Shell:
                 self.step(VoteReply(self.id, peer, self.raft.term, granted=True))
         self.run()
         assert self.raft.role is Role.LEADER, f"{self.id} is {self.raft.role.name}"
-        for peer in acknowledged_by:
-            self.acknowledge(peer)
+        for follower in acknowledged_by:
+            self.acknowledge(follower)
         return self
 
     def acknowledge(self, peer: int, index: int | None = None) -> list[Message]:
@@ -488,7 +488,7 @@ class Shell:
 
     def durable_index(self) -> Index:
         """The end of the common prefix of the written log and the disk."""
-        index = min(self.image.last_index(), self.written.last_index())
+        index: int = min(self.image.last_index(), self.written.last_index())
         while index > self.written.start.index and self.image.term_at(Index(index)) != self.written.term_at(
             Index(index)
         ):
@@ -717,7 +717,7 @@ class Cluster:
     def _lost(self, message: Message) -> None:
         sender = self.group.shells[message.from_]
         if isinstance(message, InstallSnapshot) and self.dropped_snapshots_are_reported and sender.running:
-            sender.raft.report_snapshot(message.to, False)
+            sender.call("report_snapshot", message.to, False)
 
     def deliver_next(self, position: int = 0) -> None:
         """Delivers one message of the queue (the oldest by default)."""

@@ -252,8 +252,8 @@ class Script:
             replica, number = self.reads[names[0]]
             states = [s.index for s in self.cluster[replica].read_states if s.context == number]
             dropped = number in self.cluster[replica].reads_dropped
-            expected = {"pending": ([], False), "dropped": ([], True)}.get(names[1])
-            assert (states, dropped) == (expected or ([int(names[2])], False)), f"{states}, dropped: {dropped}"
+            expected = [] if names[1] in {"pending", "dropped"} else [int(names[2])]
+            assert (states, dropped) == (expected, names[1] == "dropped"), f"{states}, dropped: {dropped}"
         elif what == "refused":
             assert self.refused == names[0], f"refused with {self.refused}"
         else:

@@ -61,7 +61,7 @@ def test_conflict_hint_skips_terms(terms: tuple[int, ...], index: int, term: int
 
 
 @given(st.lists(st.integers(1, 5), max_size=8), st.integers(1, 9), st.integers(1, 6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_conflict_hint_equals_its_definition(steps: list[int], index: int, term: int) -> None:
     """Against the sentence that defines it, for logs with ascending terms."""
     terms = sorted(steps)
@@ -294,7 +294,7 @@ def test_probing_after_a_snapshot_starts_behind_it() -> None:
 @given(
     st.lists(st.one_of(st.tuples(st.just("add"), st.integers(1, 40)), st.tuples(st.just("free"), st.integers(0, 60))))
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_window_equals_a_plain_list(steps: list[tuple[str, int]]) -> None:
     """Count and bytes of the window against a list of what is in it."""
     window = Inflights(messages_max=4, bytes_max=100)
@@ -319,7 +319,7 @@ HALVES = st.sets(st.integers(1, 7), max_size=5)
 
 
 @given(HALVES.filter(bool), HALVES, st.dictionaries(st.integers(1, 7), st.integers(0, 9)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_committed_index_is_the_largest_that_a_quorum_has(
     voters: set[int], outgoing: set[int], acknowledged: dict[int, int]
 ) -> None:
@@ -335,7 +335,7 @@ def test_committed_index_is_the_largest_that_a_quorum_has(
 
 
 @given(HALVES.filter(bool), HALVES, st.dictionaries(st.integers(1, 7), st.booleans()))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_vote_is_decided_exactly_when_the_missing_cannot_change_it(
     voters: set[int], outgoing: set[int], votes: dict[int, bool]
 ) -> None:

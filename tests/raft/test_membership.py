@@ -454,7 +454,7 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(CHANGES)
 def test_any_change_reaches_what_a_plain_reading_says(sequence: list[tuple[set[int], set[int], set[int]]]) -> None:
     """Random changes, simple and joint, against sets; and every configuration on the way survives its own bytes."""

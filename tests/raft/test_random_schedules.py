@@ -8,6 +8,7 @@ a named test of its own.
 """
 
 import random
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ REPLICAS_MAX = 8
 """Replica ids are never reused; after this many the membership no longer grows."""
 LIVENESS_TICKS_MAX = 300
 """Thirty election timeouts: far beyond what a healed group needs."""
-MODES = [
+MODES: list[dict[str, Any]] = [
     {},
     {"pre_vote": False},
     {"check_quorum": False},
@@ -176,7 +177,9 @@ class Schedule:
             return
         members = list(members_of(shell.raft.configuration))
         strangers = [n for n in range(1, REPLICAS_MAX + 1) if ReplicaId(n) not in self.cluster.group.shells]
-        voters, learners, remove = [], [], []
+        voters: list[int] = []
+        learners: list[int] = []
+        remove: list[int] = []
         for number in [*self.random.sample(members, self.random.randrange(min(3, len(members)))), *strangers[:2]]:
             self.random.choice([voters, learners, remove, []]).append(number)
         change = ConfigurationChange(ids(*voters), ids(*learners), ids(*[n for n in remove if n in members]))
