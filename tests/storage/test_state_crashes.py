@@ -1,11 +1,18 @@
 """A replica's state on a disk that loses what was not synced, stopped at every single operation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raftcache.errors import Corruption
+from raftcache.storage import state
+from raftcache.storage.checkpoints import Draft
+from raftcache.storage.clean_marker import consume_marker
+from raftcache.storage.disk import Disk
 from raftcache.storage.simulated_disk import SimulatedCrash, SimulatedDisk
 from raftcache.storage.state import OutgoingCheckpoint
 from tests.storage.state_driver import Home, Replica, transfer, verified
@@ -171,3 +178,34 @@ def test_crash_during_recovery_loses_nothing_either(operation: int, later: list[
                 life.possible.setdefault(4, {b"a": b"5", b"b": b"2"})
         disk.crash(random)
     check(life, disk)
+
+
+def without_directory_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Draft, "_sync_directory", lambda draft, path: None)
+
+
+def without_file_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Draft, "_sync", lambda draft, file: None)
+
+
+def with_marker_left_to_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    def consume(disk: Disk, directory: str) -> dict[str, str] | None:
+        monkeypatch.setattr(disk, "fsync_directory", lambda path: None)
+        try:
+            return consume_marker(disk, directory)
+        finally:
+            monkeypatch.undo()
+            monkeypatch.setattr(state, "consume_marker", consume)
+
+    monkeypatch.setattr(state, "consume_marker", consume)
+
+
+@pytest.mark.parametrize("sabotage", [without_directory_sync, without_file_sync, with_marker_left_to_chance])
+def test_canary_is_found_dead(monkeypatch: pytest.MonkeyPatch, sabotage: Callable[[pytest.MonkeyPatch], None]) -> None:
+    """A store that leaves out one sync is caught by the tests above, so they test something."""
+    sabotage(monkeypatch)
+    with pytest.raises((AssertionError, Corruption)):
+        for seed in range(20):
+            for operation in reversed(range(OPERATIONS)):
+                life, disk = live_until(operation, Random(seed))
+                check(life, disk)
