@@ -334,6 +334,17 @@ def test_lease_read_needs_no_round_while_the_lease_holds() -> None:
     assert not leader.raft.lease_holds()
 
 
+def test_lease_answers_followers_at_once() -> None:
+    """A forwarded read is answered under the lease as well, without a heartbeat first."""
+    cluster = Cluster(3, lease_reads=True)
+    leader = cluster.wait_for_leader()
+    cluster.tick(2)
+    assert leader.raft.lease_holds()
+    follower = next(shell.id for shell in cluster.shells if shell is not leader)
+    sent = leader.deliver(ReadIndexRequest(leader.id, follower, leader.raft.term, 77))
+    assert sent == [ReadIndexReply(follower, leader.id, leader.raft.term, 77, leader.raft.commit)]
+
+
 def test_lease_ends_before_another_leader_can_be_elected() -> None:
     """With equal clocks, whenever another replica leads, the old leader's lease is over."""
     for seed in range(10):
