@@ -1,0 +1,1 @@
+"""Benchmarks: raftcache beside a fresh etcd on the same machine, in the same minutes."""

@@ -1,0 +1,149 @@
+"""One measurement: what a load achieved, what it cost, and whether it was what it claims to be."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from benchmarks import usage
+from benchmarks.figures import median_of, percentile, ratio
+
+PEER = "etcd"
+"""The system that others are compared with."""
+
+
+@dataclass
+class Measurement:
+    """A row of the results. Times are microseconds, memory bytes."""
+
+    load: str
+    """What was asked for, as in `put, one key`."""
+    generator: str
+    """Who asked: `h2load` or `loader`."""
+    system: str
+    outstanding: int
+    run: int
+    operations: int = 0
+    """Succeeded; a batch of 100 counts as 100."""
+    seconds: float = 0.0
+    p50_us: float = 0.0
+    p99_us: float = 0.0
+    """Of requests: of a batch as a whole."""
+    errors: int = 0
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    """By node, the leader of shard 1 first."""
+    anonymous_bytes: dict[str, int] = field(default_factory=dict)
+    file_bytes: dict[str, int] = field(default_factory=dict)
+    generator_cpu_seconds: float = 0.0
+    others_cpu_share: float = 0.0
+    """Share of the machine that went to processes which have nothing to do with the benchmark."""
+    details: dict[str, float] = field(default_factory=dict)
+    """What else is known, as commands per fsync."""
+    problems: list[str] = field(default_factory=list)
+    """Why this figure does not mean what it says; empty = it does."""
+
+    @property
+    def operations_per_second(self) -> float:
+        return self.operations / self.seconds if self.seconds else 0.0
+
+    def take_latencies(self, ordered_us: "Iterable[int]") -> None:
+        """`ordered_us` ascends."""
+        ordered = list(ordered_us)
+        self.p50_us, self.p99_us = percentile(ordered, 0.5), percentile(ordered, 0.99)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "operations_per_second": round(self.operations_per_second, 1)}
+
+
+class Watch:
+    """What the nodes and the machine spend between `begin` and `end`."""
+
+    def __init__(self, processes: dict[str, int], leader: str) -> None:
+        first = [leader] if leader in processes else []
+        self._processes = {name: processes[name] for name in [*first, *sorted(processes.keys() - {leader})]}
+        self._cpu: dict[str, float] = {}
+        self._busy = 0.0
+
+    def begin(self) -> None:
+        self._busy = usage.busy_seconds()
+        self._cpu = {name: usage.cpu_seconds(pid) for name, pid in self._processes.items()}
+
+    def end(self, measurement: Measurement, *, processors: int) -> None:
+        """Fills in what was spent. `generator_cpu_seconds` has to be there."""
+        cpu = {name: usage.cpu_seconds(pid) - self._cpu[name] for name, pid in self._processes.items()}
+        busy = usage.busy_seconds() - self._busy
+        measurement.cpu_seconds = {name: round(spent, 3) for name, spent in cpu.items()}
+        others = busy - sum(cpu.values()) - measurement.generator_cpu_seconds
+        if measurement.seconds:
+            measurement.others_cpu_share = round(max(0.0, others / measurement.seconds / processors), 3)
+        for name, pid in self._processes.items():
+            memory = usage.memory(pid)
+            measurement.anonymous_bytes[name] = memory.anonymous
+            measurement.file_bytes[name] = memory.file
+
+
+@dataclass
+class Summary:
+    """The median of all runs of one measurement on one system."""
+
+    load: str
+    generator: str
+    outstanding: int
+    system: str
+    operations_per_second: float
+    p50_us: float
+    p99_us: float
+    errors: int
+    ratio: float | None
+    """Operations per second to the peer's: the median of the ratios of each run."""
+    p99_ratio: float | None
+    cores: list[float]
+    """Processors used by each node, the leader first."""
+    anonymous_bytes: int
+    """Of the largest node."""
+    others_cpu_share: float
+    details: dict[str, float]
+
+
+Key = tuple[str, str, int]
+
+
+def summarise(measurements: list[Measurement]) -> list[Summary]:
+    """In the order in which they were first made; ratios compare within one run only."""
+    peers = {(m.load, m.generator, m.outstanding, m.run): m for m in measurements if m.system == PEER}
+    groups: dict[tuple[str, str, int, str], list[Measurement]] = {}
+    for measurement in measurements:
+        key = (measurement.load, measurement.generator, measurement.outstanding, measurement.system)
+        groups.setdefault(key, []).append(measurement)
+    return [_summary(key, runs, peers) for key, runs in groups.items()]
+
+
+def _summary(
+    key: tuple[str, str, int, str], runs: list[Measurement], peers: dict[tuple[str, str, int, int], Measurement]
+) -> Summary:
+    load, generator, outstanding, system = key
+    pairs = [(run, peers.get((load, generator, outstanding, run.run))) for run in runs if system != PEER]
+    ratios = [ratio(run.operations_per_second, peer.operations_per_second) for run, peer in pairs if peer is not None]
+    p99_ratios = [ratio(run.p99_us, peer.p99_us) for run, peer in pairs if peer is not None]
+    cores = [[spent / run.seconds for spent in run.cpu_seconds.values()] for run in runs if run.seconds]
+    names = {name for run in runs for name in run.details}
+    return Summary(
+        load=load,
+        generator=generator,
+        outstanding=outstanding,
+        system=system,
+        operations_per_second=median_of(run.operations_per_second for run in runs),
+        p50_us=median_of(run.p50_us for run in runs),
+        p99_us=median_of(run.p99_us for run in runs),
+        errors=sum(run.errors for run in runs),
+        ratio=_median_or_none(ratios),
+        p99_ratio=_median_or_none(p99_ratios),
+        cores=[median_of(column) for column in zip(*cores, strict=False)],
+        anonymous_bytes=int(median_of(max(run.anonymous_bytes.values(), default=0) for run in runs)),
+        others_cpu_share=median_of(run.others_cpu_share for run in runs),
+        details={name: median_of(run.details[name] for run in runs if name in run.details) for name in sorted(names)},
+    )
+
+
+def _median_or_none(values: list[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return median_of(found) if found else None
