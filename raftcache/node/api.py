@@ -15,6 +15,7 @@ from typing import Protocol
 from raftcache.errors import RaftCacheError
 from raftcache.ids import ClusterId, Index, NodeId, ReplicaId, ShardId, Slot, Term
 from raftcache.kv.operations import Operation, Result, SessionStamp
+from raftcache.telemetry.tracing import Span
 
 
 class Consistency(IntEnum):
@@ -48,6 +49,8 @@ class Request:
     """Bytes it holds in memory, roughly; filled by the node."""
     give_up_ns: int = 0
     """Until when the node looks for a leader by itself; filled by the node."""
+    span: Span | None = None
+    """Its gateway span, when tracing is on."""
     answered: bool = False
     """Set by the node with the one reply; a late result is then dropped."""
 

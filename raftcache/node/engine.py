@@ -40,6 +40,7 @@ from raftcache.node.observer import Observer
 from raftcache.node.replica import Replica
 from raftcache.node.router import Router
 from raftcache.node.settings import EngineSettings
+from raftcache.node.tracing import EntryTraces
 from raftcache.raft.configuration import decode_configuration
 from raftcache.raft.core import Raft, RaftConfig
 from raftcache.raft.messages import (
@@ -53,6 +54,8 @@ from raftcache.raft.messages import (
 )
 from raftcache.storage.state import OutgoingCheckpoint, StateLost, StateStore
 from raftcache.storage.wal import ReplicaWrite, Wal
+from raftcache.telemetry.names import SPAN_FSYNC
+from raftcache.telemetry.tracing import NO_SPAN, NO_TRACER, Span, Tracer
 
 KEEP_LOG_TICKS = 10
 """The log is kept about once a second: a few unlinks, and one fdatasync where something was written since."""
@@ -113,6 +116,7 @@ class Engine:
         on_directory: Callable[[Directory], None],
         fatal: Callable[[str], NoReturn],
         disk_free: Callable[[], int],
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self.node = node
         self.settings = settings
@@ -142,6 +146,7 @@ class Engine:
         self._scheduler = scheduler
         self._random = random
         self._disk_free = disk_free
+        self._tracer = tracer
         self._on_directory = on_directory
         self._by_shard: dict[ShardId, Replica] = {}
         self._replica_nodes: dict[ReplicaId, NodeId] = {}
@@ -241,6 +246,8 @@ class Engine:
             settings=self.settings,
             answer=self.router.settle,
         )
+        if self._tracer.active:
+            replica.traces = EntryTraces(self._tracer, shard)
         self.replicas[replica_id] = replica
         self._by_shard[shard] = replica
         self.observer.event(
@@ -448,13 +455,24 @@ class Engine:
             self._hold_back(group, full)
             return
         self._observe_write(group)
+        span = self._fsync_span(group) if self._tracer.active else NO_SPAN
         started_ns = self.clock.monotonic_ns()
         if self._sync_mean_ns <= self.settings.sync_inline_below_ns:
             self.wal.sync()
+            span.end()
             self._after_sync(group, started_ns)
         else:
             self._syncing = True
-            self._scheduler.run_blocking(self.wal.sync, lambda: self._on_synced(group, started_ns))
+            self._scheduler.run_blocking(self.wal.sync, lambda: self._on_synced(group, started_ns, span))
+
+    def _fsync_span(self, group: list[tuple[Replica, Ready]]) -> Span:
+        links = [
+            span
+            for replica, ready in group
+            if replica.traces is not None
+            for span in replica.traces.recorded(ready.entries)
+        ]
+        return self._tracer.start(SPAN_FSYNC, links=links) if links else NO_SPAN
 
     def _hold_back(self, group: list[tuple[Replica, Ready]], full: StorageFull) -> None:
         """No room in the log and none to be had: nothing of the group is promised to anybody until there is.
@@ -476,8 +494,9 @@ class Engine:
                 size += len(entry.data)
         self.observer.wrote(entries=entries, commands=commands, written_bytes=size)
 
-    def _on_synced(self, group: list[tuple[Replica, Ready]], started_ns: int) -> None:
+    def _on_synced(self, group: list[tuple[Replica, Ready]], started_ns: int, span: Span) -> None:
         self._syncing = False
+        span.end()
         self._after_sync(group, started_ns)
         self._schedule()
 

@@ -42,6 +42,7 @@ from raftcache.node.settings import EngineSettings
 from raftcache.node.status import local_status
 from raftcache.storage.state import StateStore
 from raftcache.storage.wal import Wal
+from raftcache.telemetry.tracing import NO_TRACER, Tracer
 
 
 class HostNetwork(Network, Protocol):
@@ -95,6 +96,7 @@ class Host:
         observer: Observer,
         fatal: Callable[[str], NoReturn],
         disk_free: Callable[[], int],
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self.node = entry.node
         self.cluster = cluster
@@ -115,6 +117,7 @@ class Host:
         self._observer = observer
         self._fatal = fatal
         self._disk_free = disk_free
+        self._tracer = tracer
 
     # --- Life ---------------------------------------------------------------------------------------------------------
 
@@ -143,6 +146,7 @@ class Host:
             on_directory=self._home.save_directory,
             fatal=self._fatal,
             disk_free=self._disk_free,
+            tracer=self._tracer,
         )
         self.engine.start()
         self.on_started(self.engine)

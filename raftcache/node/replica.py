@@ -32,6 +32,7 @@ from raftcache.kv.operations import Command, Failure, Get, Result, Scan
 from raftcache.kv.result_codec import error_of
 from raftcache.node.api import Reply, ReplySink, Request
 from raftcache.node.settings import MS, EngineSettings
+from raftcache.node.tracing import EntryTraces
 from raftcache.raft.core import Raft
 from raftcache.raft.messages import Entry, EntryKind, ReadState, Ready, Role
 from raftcache.storage.state import StateStore
@@ -89,6 +90,8 @@ class Replica:
         self.snapshot_incoming = False
         self.unplaced = False
         """The core refused what waits here (no leader, hand-over in progress); the engine takes it back."""
+        self.traces: EntryTraces | None = None
+        """Set by the engine where tracing is on."""
         self._settings = settings
         self._answer = answer
         self._queue: deque[Waiting] = deque()
@@ -149,6 +152,8 @@ class Replica:
                 return
             assert index not in self._proposed, f"index {index} proposed twice in one term"
             self._proposed[index] = (term, batch)
+            if self.traces is not None:
+                self.traces.proposed(index, [request for request, _ in batch])
 
     def ask_read_index(self) -> None:
         """Thesis §6.4: one round confirms leadership for every read that waits now."""
@@ -203,6 +208,7 @@ class Replica:
         assert machine is not None, f"replica {self.replica_id} was handed entries before it had a state"
         for entry in entries:
             results: list[Result] = []
+            span = self.traces.applying(entry.index) if self.traces is not None else None
             if entry.kind is EntryKind.COMMANDS:
                 results = machine.apply(entry.index, entry.term, entry.data)
                 self.uncommitted_commands += len(results)
@@ -217,6 +223,9 @@ class Replica:
             proposed = self._proposed.pop(entry.index, None)
             if proposed is not None:
                 self._answer_entry(entry, proposed, results)
+            if span is not None and self.traces is not None:
+                span.end()
+                self.traces.answered(entry.index)
         self.raft.applied_to(entries[-1].index)
 
     def _answer_entry(self, entry: Entry, proposed: tuple[Term, list[Waiting]], results: list[Result]) -> None:

@@ -39,6 +39,7 @@ from raftcache.node.directory import Directory, DirectoryNode
 from raftcache.node.host import Host
 from raftcache.node.kinds import KIND_IDENTIFY, KIND_INIT, KIND_JOIN
 from raftcache.node.settings import EngineSettings
+from raftcache.node.tracing import TracedSubmit
 from raftcache.server import admin_http, systemd
 from raftcache.server.home import DiskHome
 from raftcache.server.interpreter import require_assertions
@@ -55,6 +56,7 @@ from raftcache.telemetry.logging import Logging, standard_error
 from raftcache.telemetry.loop_lag import LoopLag
 from raftcache.telemetry.metrics import Metrics, NodeCollector, render
 from raftcache.telemetry.observer import TelemetryObserver
+from raftcache.telemetry.tracing import Tracer, make_tracer
 from raftcache.transport.local_node import PeerSettings
 from raftcache.transport.peers import PeerNetwork
 from raftcache.transport.tls import PeerTls, TlsFiles, check_listen_address, peer_tls, read_pem
@@ -180,6 +182,14 @@ class NodeProcess:
         metrics = Metrics()
         observer = TelemetryObserver(metrics, log)
 
+        tracing = config.telemetry
+        tracer = make_tracer(
+            tracing.tracing,
+            sample_ratio=tracing.trace_sample_ratio,
+            otlp_endpoint=tracing.otlp_endpoint,
+            attributes={"node_id": str(data.identity.node), "node": name},
+        )
+
         def fatal(reason: str) -> NoReturn:
             observer.event("node_fatal", reason=reason)
             exit_process(reason)
@@ -207,12 +217,13 @@ class NodeProcess:
                 async with asyncio.TaskGroup() as tasks:
                     peer = await network.start(tasks)
                     try:
-                        host = self._build_host(name, data, home, peer, network, scheduler, observer, fatal)
+                        host = self._build_host(name, data, home, peer, network, scheduler, observer, fatal, tracer)
                         handler.host = host
-                        await self._serve_cluster(host, network, peer, observer, metrics)
+                        await self._serve_cluster(host, network, peer, observer, metrics, tracer)
                     finally:
                         await network.aclose()
                         scheduler.close()
+                        tracer.close()
         except BaseExceptionGroup as group:
             # The group wraps what its own body raised too; an operator is owed the one sentence inside.
             refusals, others = group.split(RaftCacheError)
@@ -232,6 +243,7 @@ class NodeProcess:
         scheduler: LoopScheduler,
         observer: TelemetryObserver,
         fatal: Callable[[str], NoReturn],
+        tracer: Tracer,
     ) -> Host:
         config = self._config
         loop = asyncio.get_running_loop()
@@ -270,6 +282,7 @@ class NodeProcess:
             observer=observer,
             fatal=fatal,
             disk_free=lambda: self._disk.free_bytes(data.path),
+            tracer=tracer,
         )
 
     async def _serve_cluster(
@@ -279,6 +292,7 @@ class NodeProcess:
         peer: tuple[str, int],
         observer: TelemetryObserver,
         metrics: Metrics,
+        tracer: Tracer,
     ) -> None:
         config, clock = self._config, self._clock
         metrics.registry.register(
@@ -303,7 +317,7 @@ class NodeProcess:
             stall_ns=config.raft.tick_ms * NS_PER_MS,
             on_stall=lambda lag_ns: observer.event("loop_stalled", seconds=lag_ns / NS_PER_SECOND),
         )
-        front = self._front(host, metrics)
+        front = self._front(host, metrics, tracer)
         try:
             host.open()
             # What recovery built lives as long as the process: no collection needs to look at it again.
@@ -344,7 +358,7 @@ class NodeProcess:
                 await asyncio.sleep(DRAIN_POLL_SECONDS)
         await front.stop(FRONT_GRACE_SECONDS)
 
-    def _front(self, host: Host, metrics: Metrics) -> GrpcFront:
+    def _front(self, host: Host, metrics: Metrics, tracer: Tracer) -> GrpcFront:
         config = self._config
         limits, tls = config.limits, config.tls
         nowhere = Directory(NO_CLUSTER, 0)
@@ -354,7 +368,7 @@ class NodeProcess:
             host.node,
         )
         gateway = Gateway(
-            node=host,
+            node=TracedSubmit(host, tracer) if tracer.active else host,
             routes=routes,
             clock=self._clock,
             kv_limits=kv_limits(config),
