@@ -34,6 +34,8 @@ from raftcache.storage.wal import ReplicaWrite
 if TYPE_CHECKING:
     from raftcache.node.engine import Engine
 
+REPLACE_EVERY_TICKS = 50
+"""One grown environment in five seconds at most: each costs its replica a replay."""
 RETRY_TICKS = 100
 """Ticks before a checkpoint that failed is tried again (10 s): a full disk or a killed verifier is seldom gone sooner."""
 
@@ -46,6 +48,8 @@ class Checkpointing:
         self._running: ReplicaId = NO_REPLICA
         self._not_before: dict[ReplicaId, int] = {}
         self._ticks = 0
+        self._grown: set[ReplicaId] = set()
+        """Replicas whose live environment is to be replaced."""
         self._sending: set[tuple[ReplicaId, ReplicaId]] = set()
         """(own replica, receiving replica) of the snapshots on their way out."""
         self.checkpoints = 0
@@ -60,9 +64,30 @@ class Checkpointing:
         self._ticks += 1
         if self._running != NO_REPLICA:
             return
+        if self._grown and self._ticks % REPLACE_EVERY_TICKS == 0:
+            self._replace_grown()
         replica = self._most_urgent()
         if replica is not None:
             self.begin(replica)
+
+    def _replace_grown(self) -> None:
+        """Replaces one live environment that has grown past twice its records by its newest checkpoint and the log after it.
+
+        Nobody is to notice: a leader hands over first, and what it proposed is answered before.
+        """
+        engine = self._engine
+        for replica_id in sorted(self._grown):
+            replica = engine.replicas.get(replica_id)
+            if replica is None or replica.stopped:
+                self._grown.discard(replica_id)
+            elif replica.leads and len(replica.raft.configuration.voters) > 1:
+                if replica.raft.lead_transferee == NO_REPLICA:
+                    engine.transfer(replica)
+                return
+            elif replica.proposals_pending() == 0:
+                self._grown.discard(replica_id)
+                engine.rebuild(replica, "its live environment has grown past twice its records")
+                return
 
     def _most_urgent(self) -> Replica | None:
         engine = self._engine
@@ -116,8 +141,9 @@ class Checkpointing:
                     "checkpoint_taken", shard=replica.shard, index=result.meta.index, bytes=result.bytes
                 )
                 self._compact(replica, result.meta.index)
+                self._grown.discard(replica.replica_id)
                 if replica.state.needs_compaction():
-                    engine.rebuild(replica, "the live environment has grown past twice its records")
+                    self._grown.add(replica.replica_id)
             case CheckpointDamaged():
                 engine.rebuild(replica, f"the checkpoint of the live state does not add up: {result.found}")
             case CheckpointFailed():

@@ -82,7 +82,10 @@ class DiskHome:
     def open_wal(self, cluster: ClusterId, *, fresh: bool) -> Wal:
         """The node's log. Raises: see `Wal.open`."""
         if not fresh:
-            return self._data.open_log(self._wal_config, fatal=self._fatal)
+            wal = self._data.open_log(self._wal_config, fatal=self._fatal)
+            # What a crash left of replicas that had gone.
+            self._data.delete_replica_directories(wal.removed())
+            return wal
         try:
             for name in (LOG, REPLICAS):
                 if self._disk.exists(f"{self._data.path}/{name}"):
