@@ -10,42 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped] # no py.typed in the package
 
 from raftcache.admin.v1 import admin_pb2, admin_pb2_grpc
 from raftcache.cli.exits import Exit, Failure
+from raftcache.client.failure import Failure as CallFailure
+from raftcache.client.failure import Metadata, failure_of_status
+from raftcache.client.options import CHANNEL_OPTIONS
+from raftcache.client.sync_driver import credentials_of
 from raftcache.clock import NS_PER_SECOND, SystemClock
-from raftcache.errors import (
-    DeadlineExpired,
-    OutcomeUnknown,
-    Overloaded,
-    PermissionDenied,
-    RaftCacheError,
-    Unauthenticated,
-    Unavailable,
-    UnsupportedVersion,
-    error_of,
-)
+from raftcache.errors import OutcomeUnknown, Unavailable
 
 if TYPE_CHECKING:
-    from raftcache.cli.options import ClientTls, Target
+    from raftcache.cli.options import Target
 
-DETAILS = "grpc-status-details-bin"
 ANSWER_SECONDS_MAX = 3.0
 """For one node to answer while there are others to ask: twice what it waits for nodes that are down itself."""
-
-_WITHOUT_DETAILS: dict[grpc.StatusCode, type[RaftCacheError]] = {
-    grpc.StatusCode.UNAVAILABLE: Unavailable,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExpired,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
-    grpc.StatusCode.UNIMPLEMENTED: UnsupportedVersion,
-    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
-}
-"""What gRPC itself says, without a word of the node's."""
 
 Response = TypeVar("Response")
 
@@ -106,17 +88,17 @@ class AdminClient:
 
     def _read(self, ask: Callable[[admin_pb2_grpc.AdminServiceStub, float], Response]) -> Response:
         """Asks one node after the other, until one answers; that one is asked first from then on."""
-        failed: list[tuple[str, RaftCacheError]] = []
+        failed: list[CallFailure] = []
         for endpoint in list(self._endpoints):
             last = endpoint == self._endpoints[-1]
             seconds = self.seconds_left if last else min(self.seconds_left, ANSWER_SECONDS_MAX)
             try:
                 answer = ask(self._stub(endpoint), seconds)
             except grpc.RpcError as error:
-                raised = _error_of(error)
-                if not isinstance(raised, Unavailable | DeadlineExpired):
-                    raise raised from error
-                failed.append((endpoint, raised))
+                failure = _failure_of(endpoint, error)
+                if not failure.again:
+                    raise failure.error from error
+                failed.append(failure)
                 continue
             self._endpoints.remove(endpoint)
             self._endpoints.insert(0, endpoint)
@@ -128,19 +110,19 @@ class AdminClient:
 
         Commands look at the cluster before they change it, so the first endpoint is one that has just answered.
         """
-        failed: list[tuple[str, RaftCacheError]] = []
+        failed: list[CallFailure] = []
         for endpoint in self._endpoints:
             try:
                 return ask(self._stub(endpoint), self.seconds_left)
             except grpc.RpcError as error:
-                raised = _error_of(error)
-                if isinstance(raised, DeadlineExpired) and not _has_details(error):
+                failure = _failure_of(endpoint, error)
+                if failure.timed_out:
                     raise OutcomeUnknown(
                         f"{endpoint} has not answered within {self._target.timeout:g} s: the change may be under way"
                     ) from error
-                if not isinstance(raised, Unavailable) or _has_details(error):
-                    raise raised from error
-                failed.append((endpoint, raised))
+                if not (failure.unreachable and failure.definite):
+                    raise failure.error from error
+                failed.append(failure)
         raise self._nobody(failed)
 
     def _stub(self, endpoint: str) -> admin_pb2_grpc.AdminServiceStub:
@@ -148,51 +130,36 @@ class AdminClient:
 
     def _channel(self, endpoint: str) -> grpc.Channel:
         if endpoint not in self._channels:
-            self._channels[endpoint] = open_channel(endpoint, self._target.tls)
+            self._channels[endpoint] = self._opened(endpoint)
         return self._channels[endpoint]
 
-    def _nobody(self, failed: list[tuple[str, RaftCacheError]]) -> Failure:
-        hint = "start a cluster on this machine with `raftcache dev`, or name one with --endpoints or RAFTCACHE_ENDPOINTS"
-        if self._target.found_by != "the default address":
-            hint = f"the endpoints come from {self._target.found_by}; is the port the one for clients?"
-        lines = "; ".join(f"{endpoint}: {error.message}" for endpoint, error in failed)
-        return Failure(f"no node answers: {lines}", code=Exit.UNAVAILABLE, hint=hint)
+    def _opened(self, endpoint: str) -> grpc.Channel:
+        if self._target.tls is None:
+            return grpc.insecure_channel(endpoint, CHANNEL_OPTIONS)
+        try:
+            return grpc.secure_channel(endpoint, credentials_of(self._target.tls), CHANNEL_OPTIONS)
+        except OSError as error:
+            raise Failure(f"{error.filename} cannot be read: {error.strerror}", code=Exit.USAGE) from error
 
-
-def open_channel(endpoint: str, tls: ClientTls | None) -> grpc.Channel:
-    """A channel to one node. Raises: `Failure` where a certificate cannot be read."""
-    # A proxy for the web is none for a cluster; and each command is one process with one connection for each node.
-    options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 1000)]
-    if tls is None:
-        return grpc.insecure_channel(endpoint, options)
-    try:
-        credentials = grpc.ssl_channel_credentials(
-            tls.authority.read_bytes(),
-            tls.key.read_bytes() if tls.key is not None else None,
-            tls.certificate.read_bytes() if tls.certificate is not None else None,
+    def _nobody(self, failed: list[CallFailure]) -> Failure:
+        hint = (
+            "start a cluster on this machine with `raftcache dev`, or name one with --endpoints or RAFTCACHE_ENDPOINTS"
         )
-    except OSError as error:
-        raise Failure(f"{error.filename} cannot be read: {error.strerror}", code=Exit.USAGE) from error
-    return grpc.secure_channel(endpoint, credentials, options)
+        if self._target.found_by != "the default address":
+            hint = f"the addresses come from {self._target.found_by}; are they those for clients, and is TLS as it should be?"
+        if all(failure.reason == Unavailable.reason and not failure.unreachable for failure in failed):
+            # They did answer.
+            return Failure(failed[0].error.message, code=Exit.UNAVAILABLE)
+        reasons = "; ".join(dict.fromkeys(_brief(failure) for failure in failed))
+        return Failure(f"no node answers: {reasons}", code=Exit.UNAVAILABLE, hint=hint)
 
 
-def _has_details(error: grpc.RpcError) -> bool:
-    assert isinstance(error, grpc.Call)
-    return any(name == DETAILS for name, _ in error.trailing_metadata() or ())
+def _failure_of(endpoint: str, error: grpc.RpcError) -> CallFailure:
+    # What a call raises is a `grpc.Call` as well, which the stubs do not say.
+    call = cast("grpc.Call", error)
+    return failure_of_status(endpoint, call.code(), call.details(), cast("Metadata | None", call.trailing_metadata()))
 
 
-def _error_of(error: grpc.RpcError) -> RaftCacheError:
-    """The node's error, or, where gRPC failed by itself, what that means."""
-    assert isinstance(error, grpc.Call)
-    message = error.details() or str(error.code())
-    for name, value in error.trailing_metadata() or ():
-        if name == DETAILS:
-            for detail in status_pb2.Status.FromString(value).details:
-                info = error_details_pb2.ErrorInfo()
-                if detail.Unpack(info):
-                    return error_of(info.reason, message, dict(info.metadata))
-    if error.code() is grpc.StatusCode.UNAVAILABLE:
-        message = "no connection" if "connect" in message.lower() else message
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        message = "no answer in time"
-    return _WITHOUT_DETAILS.get(error.code(), RaftCacheError)(message)
+def _brief(failure: CallFailure) -> str:
+    """One node's failure without gRPC's own repetitions."""
+    return failure.error.message.replace("failed to connect to all addresses; last error: ", "")

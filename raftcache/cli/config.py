@@ -50,14 +50,18 @@ def check(path: Path | None, file: Path | None, assignments: tuple[str, ...]) ->
     try:
         load(path=path or file, environ=os.environ, flags=dict(parse_assignment(text) for text in assignments))
     except ConfigError as error:
-        raise Failure(error.message, code=Exit.FAILURE, hint="`raftcache config sample` explains every setting") from None
+        raise Failure(
+            error.message, code=Exit.FAILURE, hint="`raftcache config sample` explains every setting"
+        ) from None
     note("ok: a node would start with these settings")
 
 
 @config.command()
 @_file_option
 @_set_option
-@click.option("--effective", "what", flag_value="effective", default="effective", help="All settings in force.  [default]")
+@click.option(
+    "--effective", "what", flag_value="effective", default="effective", help="All settings in force.  [default]"
+)
 @click.option("--default", "what", flag_value="default", help="All settings as they are when nobody sets them.")
 @click.option("--diff", "what", flag_value="diff", help="Those that differ from the defaults.")
 def show(path: Path | None, assignments: tuple[str, ...], what: str) -> None:

@@ -40,14 +40,18 @@ def tag_option(function: Callable[..., None]) -> Callable[..., None]:
 @click.group(invoke_without_command=True, subcommand_metavar="[COMMAND]")
 @click.option("--nodes", type=click.IntRange(1, 9), help="How many nodes.  [default: 3]")
 @click.option("--shards", type=click.IntRange(1, SHARDS_MAX), help="How many shards.  [default: 8]")
-@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Keep the data here, and start from it.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Keep the data here, and start from it."
+)
 @click.option("--base-port", type=click.IntRange(1024, 65_000), help="Client port of the first node.  [default: 7400]")
 @click.option("--random-ports", is_flag=True, help="Any free ports.")
 @click.option("--ephemeral", is_flag=True, help="Data in a temporary directory, deleted at the end: the default.")
 @click.option("--detach", is_flag=True, help="Return when the cluster is ready; `raftcache dev stop` ends it.")
 @click.option("--tag", help=f"A name, to have several at once.  [default: {DEFAULT_TAG}]")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="A setting of all nodes.")
-@click.option("--ready-file", type=click.Path(path_type=Path, dir_okay=False), help="Written when it is ready, as JSON.")
+@click.option(
+    "--ready-file", type=click.Path(path_type=Path, dir_okay=False), help="Written when it is ready, as JSON."
+)
 @output_option
 @click.pass_context
 def dev(
@@ -172,13 +176,12 @@ def _new_cluster(wanted: Wanted) -> DevCluster:
             if wanted.random_ports
             else dev_cluster.ports_from(wanted.base_port or 7400, count)
         )
-        addresses = [[f"{dev_cluster.HOST}:{port}" for port in triple] for triple in ports]
         cluster = DevCluster(
             tag=wanted.tag,
             directory=Path(),
             ephemeral=wanted.data_dir is None,
             shards=wanted.shards or 8,
-            nodes=[DevNode(f"n{number}", *triple) for number, triple in enumerate(addresses, 1)],
+            nodes=[dev_cluster.new_node(number, triple) for number, triple in enumerate(ports, 1)],
         )
     cluster.settings = wanted.settings
     dev_cluster.require_free(cluster.nodes)

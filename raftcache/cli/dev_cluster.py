@@ -84,6 +84,12 @@ def random_ports(nodes: int) -> list[tuple[int, int, int]]:
     raise Failure(f"no {3 * nodes} free ports were found between {RANDOM_PORTS[0]} and {RANDOM_PORTS[1]}")
 
 
+def new_node(number: int, ports: tuple[int, int, int]) -> DevNode:
+    """A node that was never started."""
+    client, peer, admin = (f"{HOST}:{port}" for port in ports)
+    return DevNode(f"n{number}", client, peer, admin)
+
+
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         # As the node will: connections of an earlier process that are still winding down are no hindrance.

@@ -264,9 +264,7 @@ def _decoded(document: dict[str, Any]) -> DevCluster:
         settings=document["settings"],
         supervisor=_decoded_process(document.get("supervisor")),
         nodes=[
-            DevNode(
-                node["name"], node["client"], node["peer"], node["admin"], _decoded_process(node.get("process"))
-            )
+            DevNode(node["name"], node["client"], node["peer"], node["admin"], _decoded_process(node.get("process")))
             for node in document["nodes"]
         ],
     )

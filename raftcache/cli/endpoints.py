@@ -10,8 +10,10 @@ DEFAULT_ENDPOINT = "127.0.0.1:7400"
 
 
 def find_endpoints(given: str | None) -> tuple[tuple[str, ...], str]:
-    """Client addresses, and in words where they come from. Raises: `UsageError` for what is no list of addresses."""
+    """Client addresses, and in words where they come from. Raises: `UsageError`, `ConfigError` for what is no list of addresses."""
     if given is not None:
+        from raftcache.client.options import parse_endpoints
+
         return parse_endpoints(given), "--endpoints or RAFTCACHE_ENDPOINTS"
     clusters = {cluster.tag: cluster for cluster in running_clusters()}
     if len(clusters) > 1 and DEFAULT_TAG not in clusters:
@@ -23,16 +25,6 @@ def find_endpoints(given: str | None) -> tuple[tuple[str, ...], str]:
     if chosen is not None:
         return chosen.endpoints, f"the development cluster {chosen.tag!r}"
     return (DEFAULT_ENDPOINT,), "the default address"
-
-
-def parse_endpoints(text: str) -> tuple[str, ...]:
-    """`host:port,host:port`. Raises: `UsageError`."""
-    addresses = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not addresses:
-        raise click.UsageError("--endpoints is empty; write 127.0.0.1:7400, or several with commas between them")
-    for address in addresses:
-        check_address(address, "--endpoints")
-    return addresses
 
 
 def check_address(address: str, option: str) -> None:

@@ -7,7 +7,6 @@ Rules of this file:
 """
 
 from enum import IntEnum
-from typing import IO, Any
 
 import click
 
@@ -35,16 +34,17 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-class Failure(click.ClickException):
+class Failure(Exception):
     """A command's bad end, as the person who typed it should read it."""
 
     def __init__(self, message: str, *, code: Exit = Exit.FAILURE, hint: str = "") -> None:
         """`hint` is what to do now: one or more lines."""
         super().__init__(message)
-        self.exit_code = int(code)
+        self.message = message
+        self.code = code
         self.hint = hint
 
-    def show(self, file: IO[Any] | None = None) -> None:
+    def show(self) -> None:
         """Writes it to standard error."""
         lines = [f"raftcache: {self.message}", *(f"  {line}" for line in self.hint.splitlines())]
         click.echo("\n".join(lines), err=True)

@@ -15,7 +15,9 @@ from typing import Any
 
 import click
 
-from raftcache.cli.exits import Exit
+from raftcache.cli.exits import Exit, Failure
+from raftcache.cli.failures import failure_of
+from raftcache.errors import RaftCacheError
 from raftcache.version import VERSION
 
 Table = dict[str, dict[str, tuple[str, str]]]
@@ -92,14 +94,15 @@ class Root(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        from raftcache.errors import RaftCacheError
-
         try:
             return super().invoke(ctx)
+        except Failure as failure:
+            failure.show()
+            ctx.exit(failure.code)
         except RaftCacheError as error:
-            from raftcache.cli.failures import failure_of
-
-            raise failure_of(error) from error
+            unforeseen = failure_of(error)
+            unforeseen.show()
+            ctx.exit(unforeseen.code)
         except KeyboardInterrupt:
             click.echo("raftcache: interrupted", err=True)
             ctx.exit(Exit.INTERRUPTED)

@@ -2,7 +2,7 @@
 
 Rules of this file:
 - an option that names the cluster has an environment variable, `RAFTCACHE_` and one underscore between words. (Those with
-  two underscores are a node's settings, see `config.load`.)
+  two underscores are a node's settings, see `config.load`.) They are those that `Client.from_env` reads;
 - a duration on the command line is a number with a unit, `500ms`, `10s`, `2m`; a bare number is seconds.
 """
 
@@ -10,12 +10,16 @@ import base64
 import binascii
 import functools
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from raftcache.client.options import Tls
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -26,59 +30,33 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|)")
 
 
-class Duration(click.ParamType):
-    """`500ms`, `10s`, `2m`, as seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        match = _DURATION.fullmatch(str(value).strip())
-        seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
-        if not 0 < seconds <= DURATION_SECONDS_MAX:
-            self.fail(f"{value!r} is not a duration; write 500ms, 10s or 2m (more than 0, at most 24h)", param, ctx)
-        return seconds
+def duration(value: str | float) -> float:
+    """`500ms`, `10s`, `2m`, as seconds. Raises: `BadParameter`."""
+    if isinstance(value, float):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not 0 < seconds <= DURATION_SECONDS_MAX:
+        raise click.BadParameter(f"{value!r} is not a duration; write 500ms, 10s or 2m (more than 0, at most 24h)")
+    return seconds
 
 
-class Base64Bytes(click.ParamType):
-    """Bytes in base64."""
-
-    name = "base64"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        if isinstance(value, bytes):
-            return value
-        try:
-            return base64.b64decode(str(value), validate=True)
-        except (binascii.Error, ValueError):
-            self.fail(f"{value!r} is not base64; `printf '\\x01' | base64` makes it", param, ctx)
+def base64_bytes(value: str | bytes) -> bytes:
+    """Bytes in base64. Raises: `BadParameter`."""
+    if isinstance(value, bytes):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise click.BadParameter(f"{value!r} is not base64; `printf '\\x01' | base64` makes it") from error
 
 
-class TextBytes(click.ParamType):
+def text_bytes(value: str | bytes) -> bytes:
     """Text, as its bytes in UTF-8. The root command has refused what is no text."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        return value if isinstance(value, bytes) else text_bytes(str(value))
-
-
-def text_bytes(argument: str) -> bytes:
-    """An argument's UTF-8. The root command has refused arguments that are no text."""
-    return argument.encode()
+    return value if isinstance(value, bytes) else value.encode()
 
 
 # --- Which cluster ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ClientTls:
-    """How to trust the nodes, and who we are to them."""
-
-    authority: Path
-    certificate: Path | None
-    key: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +68,7 @@ class Target:
     """Where the endpoints come from, for error messages."""
     timeout: float
     """Seconds for the command as a whole."""
-    tls: ClientTls | None = None
+    tls: "Tls | None" = None
 
 
 def target_options(function: Decorated) -> Decorated:
@@ -101,9 +79,9 @@ def target_options(function: Decorated) -> Decorated:
         *args: Any,
         endpoints: str | None,
         timeout: float,
-        tls_ca: Path | None,
-        tls_cert: Path | None,
-        tls_key: Path | None,
+        tls_ca: str | None,
+        tls_cert: str | None,
+        tls_key: str | None,
         **options: Any,
     ) -> Any:
         from raftcache.cli.endpoints import find_endpoints
@@ -112,7 +90,7 @@ def target_options(function: Decorated) -> Decorated:
         tls = _client_tls(tls_ca, tls_cert, tls_key)
         return function(*args, target=Target(found, found_by, timeout, tls), **options)
 
-    path = click.Path(path_type=Path, dir_okay=False)
+    path = click.Path(dir_okay=False)
     decorators = (
         click.option(
             "--endpoints",
@@ -123,23 +101,26 @@ def target_options(function: Decorated) -> Decorated:
             "else 127.0.0.1:7400.  [env: RAFTCACHE_ENDPOINTS]",
         ),
         click.option(
-            "--timeout", type=Duration(), default=TIMEOUT, show_default=True, help="Give up after this time."
+            "--timeout",
+            type=duration,
+            metavar="DURATION",
+            default=TIMEOUT,
+            show_default=True,
+            help="Give up after this time.",
         ),
         click.option(
             "--tls-ca",
             type=path,
-            envvar="RAFTCACHE_TLS_CA",
-            help="Use TLS, and trust nodes whose certificate this authority signed.  [env: RAFTCACHE_TLS_CA]",
+            envvar="RAFTCACHE_CA",
+            help="Use TLS, and trust nodes whose certificate this authority signed.  [env: RAFTCACHE_CA]",
         ),
         click.option(
             "--tls-cert",
             type=path,
-            envvar="RAFTCACHE_TLS_CERT",
-            help="Our certificate, where nodes ask for one.  [env: RAFTCACHE_TLS_CERT]",
+            envvar="RAFTCACHE_CERT",
+            help="Our certificate, where nodes ask for one.  [env: RAFTCACHE_CERT]",
         ),
-        click.option(
-            "--tls-key", type=path, envvar="RAFTCACHE_TLS_KEY", help="Its private key.  [env: RAFTCACHE_TLS_KEY]"
-        ),
+        click.option("--tls-key", type=path, envvar="RAFTCACHE_KEY", help="Its private key.  [env: RAFTCACHE_KEY]"),
     )
     decorated: Any = run
     for decorator in reversed(decorators):
@@ -148,14 +129,16 @@ def target_options(function: Decorated) -> Decorated:
     return result
 
 
-def _client_tls(authority: Path | None, certificate: Path | None, key: Path | None) -> ClientTls | None:
+def _client_tls(authority: str | None, certificate: str | None, key: str | None) -> "Tls | None":
     if (certificate is None) != (key is None):
         raise click.UsageError("--tls-cert and --tls-key go together; only one of them is given")
     if authority is None:
         if certificate is not None:
             raise click.UsageError("--tls-cert needs --tls-ca, the authority of the nodes' certificates")
         return None
-    return ClientTls(authority, certificate, key)
+    from raftcache.client.options import Tls
+
+    return Tls(authority, certificate, key)
 
 
 # --- Keys and values ----------------------------------------------------------------------------------------------
@@ -164,7 +147,10 @@ def _client_tls(authority: Path | None, certificate: Path | None, key: Path | No
 def key_option(function: Decorated) -> Decorated:
     """Adds `--key-b64`, as the parameter `key_b64`."""
     return click.option(
-        "--key-b64", type=Base64Bytes(), metavar="BASE64", help="The key in base64, in place of KEY, where it is no text."
+        "--key-b64",
+        type=base64_bytes,
+        metavar="BASE64",
+        help="The key in base64, in place of KEY, where it is no text.",
     )(function)
 
 
@@ -190,7 +176,7 @@ def no_more(words: list[str]) -> None:
 def read_file(path: Path) -> bytes:
     """A file's bytes, or standard input's for `-`. Raises: `UsageError`."""
     if str(path) == "-":
-        return click.get_binary_stream("stdin").read()
+        return sys.stdin.buffer.read()
     try:
         return path.read_bytes()
     except OSError as error:

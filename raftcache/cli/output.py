@@ -96,9 +96,8 @@ def _escaped_character(character: str) -> str:
 def write_value(value: bytes) -> None:
     """A value: on a terminal as text, elsewhere exactly its bytes and nothing more."""
     if not sys.stdout.isatty():
-        binary = click.get_binary_stream("stdout")
-        binary.write(value)
-        binary.flush()
+        sys.stdout.buffer.write(value)
+        sys.stdout.buffer.flush()
         return
     shown = printable(value, lines=True)
     click.echo(shown)

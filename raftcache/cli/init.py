@@ -1,0 +1,82 @@
+"""`raftcache init`: fresh nodes become one cluster, by one call to one of them."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from raftcache.cli.exits import Exit, Failure
+from raftcache.cli.options import Target, target_options
+from raftcache.cli.output import JSON, output_option, write_json
+
+if TYPE_CHECKING:
+    from raftcache.cli.admin import AdminClient
+
+SHARDS = 8
+"""Enough to spread over three to five nodes; each costs every node that holds it an environment and a checkpoint."""
+
+
+@click.command()
+@click.argument("addresses", metavar="[PEER_ADDRESS]...", nargs=-1)
+@click.option("--peers", metavar="HOST:PORT,...", help="The peer addresses of all first nodes, as those are started.")
+@click.option(
+    "--shards", type=click.IntRange(1, 4096), default=SHARDS, show_default=True, help="Slices of the key space."
+)
+@target_options
+@output_option
+def init(addresses: tuple[str, ...], peers: str | None, shards: int, target: Target, output: str) -> None:
+    """Make a cluster of fresh nodes.
+
+    Asks one of them, by its client address, and names all of them by their peer addresses. Every node must run and belong to
+    no cluster yet. Asked again, it reports the cluster that is there and changes nothing.
+
+    \b
+    raftcache init --endpoint 10.0.0.1:7400 --peers 10.0.0.1:7401,10.0.0.2:7401,10.0.0.3:7401
+    raftcache init --peers 127.0.0.1:7401 --shards 1       a cluster of one node, which no failure spares
+
+    The number of shards stays; choose some per node that you may ever have. Three or five nodes are usual: a majority of
+    the voters of each shard must be up.
+    """
+    from raftcache.admin.v1 import admin_pb2
+    from raftcache.cli.admin import AdminClient
+    from raftcache.cli.endpoints import check_address
+    from raftcache.cli.failures import reported
+
+    wanted = [part.strip() for part in (*addresses, *(peers or "").split(",")) if part.strip()]
+    if not wanted:
+        raise click.UsageError("name the peer addresses of all first nodes with --peers, as in --peers n1:7401,n2:7401")
+    for address in wanted:
+        check_address(address, "--peers")
+    twice = [address for address in wanted if wanted.count(address) > 1]
+    if twice:
+        raise click.UsageError(f"{twice[0]} stands twice among the peers")
+    one = Target(target.endpoints[:1], target.found_by, target.timeout, target.tls)
+    with reported(writes=True), AdminClient(one) as admin:
+        identity = _existing(admin, wanted)
+        made = identity == 0
+        if made:
+            identity = admin.init(admin_pb2.InitRequest(peer_addresses=wanted, shards=shards)).cluster
+    if output == JSON:
+        write_json("init", {"cluster": str(identity), "made": made})
+    elif made:
+        click.echo(f"made cluster {identity} of {len(wanted)} nodes and {shards} shards; `raftcache status` shows it")
+    else:
+        click.echo(f"these nodes are cluster {identity} already; nothing was changed")
+
+
+def _existing(admin: "AdminClient", wanted: list[str]) -> int:
+    """The cluster that these very nodes are already; 0 if the node is in none. Raises: `Failure` if it is another one."""
+    try:
+        cluster = admin.cluster()
+    except Failure as failure:
+        if "does not belong to a cluster" in failure.message:
+            return 0
+        raise
+    members = {node.peer_address for node in cluster.nodes}
+    if set(wanted) <= members:
+        return cluster.cluster
+    strangers = ", ".join(sorted(set(wanted) - members))
+    raise Failure(
+        f"this node belongs to cluster {cluster.cluster} already, and {strangers} to another one or to none",
+        code=Exit.PRECONDITION,
+        hint="`raftcache node join PEER_ADDRESS` takes a fresh node into a cluster that is there",
+    )
