@@ -19,6 +19,16 @@ class RaftCacheError(Exception):
     definite: ClassVar[bool] = False
     retryable: ClassVar[bool] = False
 
+    # Facts that the client library adds to what it raises; the server leaves them alone.
+    shard: int | None = None
+    """The shard concerned, if known."""
+    node: str = ""
+    """The address that was asked last; empty if none was."""
+    attempts: int = 0
+    """How many requests were sent."""
+    elapsed: float = 0.0
+    """Seconds from the call to this error."""
+
     def __init__(self, message: str, *, metadata: dict[str, str] | None = None) -> None:
         super().__init__(message)
         self.message = message
@@ -206,12 +216,13 @@ class DataDirectoryInUse(RaftCacheError):
 
 
 def error_classes() -> dict[str, type[RaftCacheError]]:
-    """Every class of this file by its `reason`."""
+    """Every class of this file by its `reason`: what can come over a wire. Subclasses elsewhere never leave their process."""
     found: dict[str, type[RaftCacheError]] = {}
     pending: list[type[RaftCacheError]] = [RaftCacheError]
     while pending:
         cls = pending.pop()
-        found[cls.reason] = cls
+        if cls.__module__ == __name__:
+            found[cls.reason] = cls
         pending.extend(cls.__subclasses__())
     return found
 
