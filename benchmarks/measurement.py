@@ -104,17 +104,21 @@ class Summary:
     details: dict[str, float]
 
 
-Key = tuple[str, str, int]
-
-
 def summarise(measurements: list[Measurement]) -> list[Summary]:
-    """In the order in which they were first made; ratios compare within one run only."""
+    """Loads in the order in which they were first made, the systems of each beside each other.
+
+    Ratios compare within one run only.
+    """
     peers = {(m.load, m.generator, m.outstanding, m.run): m for m in measurements if m.system == PEER}
-    groups: dict[tuple[str, str, int, str], list[Measurement]] = {}
+    groups: dict[tuple[str, str, int], dict[str, list[Measurement]]] = {}
     for measurement in measurements:
-        key = (measurement.load, measurement.generator, measurement.outstanding, measurement.system)
-        groups.setdefault(key, []).append(measurement)
-    return [_summary(key, runs, peers) for key, runs in groups.items()]
+        key = (measurement.load, measurement.generator, measurement.outstanding)
+        groups.setdefault(key, {}).setdefault(measurement.system, []).append(measurement)
+    return [
+        _summary((*key, system), runs, peers)
+        for key, systems in groups.items()
+        for system, runs in sorted(systems.items(), key=lambda item: (item[0] == PEER, item[0]))
+    ]
 
 
 def _summary(
