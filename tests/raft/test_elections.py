@@ -311,6 +311,18 @@ def test_refused_pre_vote_of_a_newer_term_brings_the_term_along() -> None:
     assert (shell.raft.role, shell.raft.term) == (Role.FOLLOWER, 7)
 
 
+def test_pre_election_is_lost_by_a_majority_of_refusals() -> None:
+    """A pre-candidate that a majority refuses in its own term is a follower again, without having changed anything."""
+    shell = Shell(1, voters=(1, 2, 3, 4, 5), pre_vote=True)
+    shell.call("campaign")
+    shell.run()
+    for peer in (2, 3):
+        shell.deliver(VoteReply(ONE, ReplicaId(peer), Term(1), granted=False, pre=True))
+    assert shell.raft.role is Role.PRE_CANDIDATE
+    shell.deliver(VoteReply(ONE, ReplicaId(4), Term(1), granted=False, pre=True))
+    assert (shell.raft.role, shell.raft.term, shell.raft.vote) == (Role.FOLLOWER, 1, NO_REPLICA)
+
+
 def test_vote_survives_a_restart() -> None:
     """Term and vote come back from disk: after a crash the same candidate gets the vote again, no other does."""
     shell = Shell(1)

@@ -260,3 +260,45 @@ def test_entries_are_sent_again_from_match_after_a_restart_of_the_follower() -> 
     cluster.tick(3)
     cluster.assert_converged()
     assert entry(1, 2).index == 2
+
+
+def test_follower_that_lost_what_it_acknowledged_is_noticed_and_repaired() -> None:
+    """Damage took acknowledged entries: the leader's next probe is refused below match, is counted, and they come again."""
+    cluster = Cluster(3)
+    cluster.elect(1)
+    for number in range(4):
+        cluster.propose(1, b"%d" % number)
+    cluster.crash(3)
+    cluster[3].image.entries = cluster[3].image.entries[:2]
+    cluster.restart(3)
+    cluster[1].call("report_unreachable", THREE)
+    cluster.propose(1, b"next")
+    cluster.tick(3)
+    assert cluster[1].raft.log_regressions >= 1
+    cluster.assert_converged()
+
+
+def test_appends_of_one_turn_are_acknowledged_to_the_last() -> None:
+    """Several appends before one write: one acknowledgement, of the largest index."""
+    shell = Shell(1)
+    shell.deliver(beat(2, 1, 2))
+    for index, previous_term in ((2, 1), (3, 2), (4, 2)):
+        shell.step(Append(ONE, TWO, Term(2), Index(index - 1), Term(previous_term), Index(1), [entry(2, index)]))
+    assert [reply.index for reply in only(shell.run(), AppendReply)] == [4]
+
+
+def test_uncommitted_bytes_are_exact_across_terms() -> None:
+    """What was uncommitted under an earlier leadership does not count, nor is it subtracted, under the next."""
+    cluster = Cluster(3)
+    cluster.elect(1)
+    cluster.tick()
+    with cluster.dropping(lambda m: isinstance(m, AppendReply)):
+        cluster.propose(1, bytes(100))
+        cluster.elect(2)
+    cluster.tick(3)
+    cluster.elect(1)
+    with cluster.dropping(lambda m: isinstance(m, AppendReply)):
+        cluster.propose(1, bytes(7))
+        assert cluster[1].raft.status().uncommitted_bytes == 7
+    cluster.tick(3)
+    assert cluster[1].raft.status().uncommitted_bytes == 0

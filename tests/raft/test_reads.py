@@ -316,6 +316,14 @@ def test_read_is_served_only_after_apply_reaches_it() -> None:
     assert cluster[1].raft.applied < index
 
 
+def test_heartbeats_ask_for_no_confirmation_without_reads() -> None:
+    """Where no read waits (and no lease is kept up) heartbeats carry no position."""
+    shell = Shell(1).become_leader(acknowledged_by=(2, 3))
+    for _ in range(3):
+        shell.tick()
+        assert {message.read_position for message in only(shell.run(), Heartbeat)} == {0}
+
+
 def test_lease_read_needs_no_round_while_the_lease_holds() -> None:
     """With `lease_reads` a leader that a quorum has just answered serves at once; without answers it soon does not."""
     cluster = Cluster(3, lease_reads=True)
