@@ -14,6 +14,7 @@ Caveats: the document must fit in one value (`value_bytes_max`): some 3,000 shar
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from raftcache.errors import InvalidRequest, PreconditionFailed, UnsupportedVersion
@@ -175,7 +176,7 @@ def _decode_shard(entry: dict[str, Any]) -> DirectoryShard:
 def split_slots(shards: int) -> list[tuple[Slot, Slot]]:
     """`shards` contiguous ranges `[lo, hi)` that differ by at most one slot and cover all 16384."""
     bounds = [SLOT_COUNT * i // shards for i in range(shards + 1)]
-    return [(Slot(lo), Slot(hi)) for lo, hi in zip(bounds, bounds[1:], strict=False)]
+    return [(Slot(lo), Slot(hi)) for lo, hi in pairwise(bounds)]
 
 
 def first_directory(

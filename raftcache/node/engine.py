@@ -359,7 +359,7 @@ class Engine:
                 if released:
                     self.router.return_unplaced(replica.shard, released)
             if replica.raft.has_ready():
-                ready = replica.raft.ready()
+                ready = self._ready_of(replica)
                 self._dispatch(replica, ready, now_ns)
                 self._group.append((replica, ready))
             if replica.raft.role is not replica.known_role:
@@ -372,6 +372,16 @@ class Engine:
             self.rebuild(replica, str(error))
         except AssertionError as error:
             self._stop(replica, error)
+
+    def _ready_of(self, replica: Replica) -> Ready:
+        """The next `Ready`. It reads the log for followers; damage there is not the state's, which could be rebuilt.
+
+        This version does not repair a log: the process ends, and the recovery at its next start says what is damaged.
+        """
+        try:
+            return replica.raft.ready()
+        except Corruption as damage:
+            self.fatal(f"the log of shard {replica.shard}: {damage}")
 
     def _dispatch(self, replica: Replica, ready: Ready, now_ns: int) -> None:
         for message in ready.messages:
@@ -540,6 +550,8 @@ class Engine:
                 self._replica_nodes[message.from_] = from_node
             try:
                 replica.raft.step(message)
+            except Corruption as damage:
+                self.fatal(f"the log of shard {shard}: {damage}")
             except AssertionError as error:
                 self._stop(replica, error)
                 continue

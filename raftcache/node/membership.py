@@ -26,6 +26,8 @@ class Wait:
 
 @dataclass(slots=True, frozen=True)
 class AddLearner:
+    """`replica` starts to receive the log, without a vote."""
+
     replica: ReplicaId
 
 

@@ -152,7 +152,7 @@ class NodeProcess:
         self._check_addresses()
         data = DataDirectory.open(
             self._disk,
-            os.path.abspath(config.node.data_dir),
+            os.path.abspath(config.node.data_dir),  # noqa: ASYNC240 - before anything is served
             process_id=os.getpid(),
             new_node_id=lambda: NodeId(secrets.randbits(62) + 1),
         )
@@ -354,7 +354,8 @@ class NodeProcess:
         engine = host.engine
         if engine is not None:
             give_up_ns = self._clock.monotonic_ns() + int(DRAIN_SECONDS * NS_PER_SECOND)
-            while engine.drain() and self._clock.monotonic_ns() < give_up_ns:
+            # Polled: whether a leadership is gone is decided in the core, which knows no events of a loop.
+            while engine.drain() and self._clock.monotonic_ns() < give_up_ns:  # noqa: ASYNC110
                 await asyncio.sleep(DRAIN_POLL_SECONDS)
         await front.stop(FRONT_GRACE_SECONDS)
 
