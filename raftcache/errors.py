@@ -25,7 +25,7 @@ class RaftCacheError(Exception):
     node: str = ""
     """The address that was asked last; empty if none was."""
     attempts: int = 0
-    """How many requests were sent."""
+    """How often it was sent; 0: not even once."""
     elapsed: float = 0.0
     """Seconds from the call to this error."""
 

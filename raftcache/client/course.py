@@ -99,6 +99,7 @@ class Course:
         self._deadline_ns = self._start_ns + int(self.timeout * NS_PER_SECOND)
         self._pauses = 0
         self.attempts = 0
+        """How often the operation itself was sent."""
         self.endpoint = ""
         """Asked last."""
         self.seconds = 0.0

@@ -89,6 +89,7 @@ def perform(
             if failure is None:
                 if ticket is not None:
                     stamp(message, ticket)
+                course.attempts += 1
                 answer = yield next_call(core, course, method, message, shard, harmless=harmless, stale=stale)
                 if type(answer) is not Failure:
                     if slot != NO_SLOT:
@@ -123,9 +124,8 @@ def perform(
 def next_call(
     core: Core, course: Course, method: Method, message: Any, shard: int, *, harmless: bool, stale: bool = False
 ) -> Call:
-    """The next attempt. `harmless`: it may be repeated, and so is not given all the time there is."""
+    """The next request. `harmless`: it may be repeated, and so is not given all the time there is."""
     course.endpoint = core.router.endpoint_for(shard, stale=stale, now_ns=core.clock.monotonic_ns())
-    course.attempts += 1
     return Call(course.endpoint, method, message, course.seconds_of_attempt(harmless=harmless))
 
 

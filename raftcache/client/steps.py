@@ -15,8 +15,6 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from google.protobuf.message import Message
-
 from raftcache.client.ops import Method
 
 T = TypeVar("T")
@@ -37,7 +35,8 @@ class Call:
     endpoint: str
     """`host:port`."""
     method: Method
-    message: Message
+    message: Any
+    """The request, a protobuf message of the method's."""
     seconds: float
     """How long to wait for the answer; goes with the request as its deadline."""
 
