@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks import usage
-from benchmarks.figures import median_of, percentile, ratio
+from benchmarks.figures import median_of, percentile, ratio, spread
 
 PEER = "etcd"
 """The system that others are compared with."""
@@ -90,6 +90,8 @@ class Summary:
     outstanding: int
     system: str
     operations_per_second: float
+    spread: float
+    """Between the fastest and the slowest run, as a share of the median: what differences below it mean nothing."""
     p50_us: float
     p99_us: float
     errors: int
@@ -136,6 +138,7 @@ def _summary(
         outstanding=outstanding,
         system=system,
         operations_per_second=median_of(run.operations_per_second for run in runs),
+        spread=spread(run.operations_per_second for run in runs),
         p50_us=median_of(run.p50_us for run in runs),
         p99_us=median_of(run.p99_us for run in runs),
         errors=sum(run.errors for run in runs),

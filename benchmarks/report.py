@@ -22,7 +22,7 @@ def _cells(rows: Sequence[Sequence[str]]) -> str:
 
 
 HEAD = (
-    *("load", "by", "system", "out", "ops/s", "p50 us", "p99 us", "errors"),
+    *("load", "by", "system", "out", "ops/s", "spread", "p50 us", "p99 us", "errors"),
     *("x etcd", "p99 x", "cores L+F+F", "anon MiB", "cmd/fsync", "fsync us", "others"),
 )
 
@@ -37,6 +37,7 @@ def throughput_table(summaries: Iterable[Summary]) -> str:
             each.system,
             str(each.outstanding),
             f"{each.operations_per_second:,.0f}",
+            f"{each.spread:.0%}",
             f"{each.p50_us:,.0f}",
             f"{each.p99_us:,.0f}",
             str(each.errors),

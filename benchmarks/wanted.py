@@ -61,7 +61,6 @@ class Absolute:
     handover_failures: dict[str, int] = field(default_factory=dict)
     handover_longest_gap_seconds: float = 0.0
     handover_stop_seconds: float = 0.0
-    handover_client: str = ""
     footprint: dict[str, float] = field(default_factory=dict)
     """Of 1,000,000 keys: `keys`, `anonymous_bytes`, `file_bytes`, `restart_one_seconds`, `restart_all_seconds`."""
     idle_cores: list[float] = field(default_factory=list)
@@ -122,7 +121,9 @@ def _absolute(absolute: Absolute) -> list[Verdict]:
         found.append(_below(f"... and the worst of {times}", worst, NEW_LEADER_WORST_SECONDS_MAX))
     if absolute.handover_requests:
         failed = sum(absolute.handover_failures.values())
-        what = f"failed requests of {absolute.handover_requests:,} across clean stops of the leader ({absolute.handover_client})"
+        what = (
+            f"failed requests of {absolute.handover_requests:,} of the Python client across clean stops of the leader"
+        )
         found.append(Verdict(what, "0", f"{failed} {absolute.handover_failures or ''}".strip(), failed == 0))
     if absolute.footprint:
         size, keys = absolute.footprint["anonymous_bytes"], absolute.footprint["keys"]
