@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raftcache.errors import (
+    IdentityMismatch,
     InvalidRequest,
     OutcomeUnknown,
     PreconditionFailed,
@@ -112,7 +113,12 @@ class Administrator:
         return plan.cluster
 
     async def _identify(self, address: str) -> DirectoryNode:
-        answer = await self._errand(address, KIND_IDENTIFY, b"{}", ASK_TIMEOUT_NS)
+        try:
+            answer = await self._errand(address, KIND_IDENTIFY, b"{}", ASK_TIMEOUT_NS)
+        except IdentityMismatch as refusal:
+            raise PreconditionFailed(
+                f"the node at {address} cannot be taken in: {refusal.message}. Start it on an empty data directory"
+            ) from refusal
         return DirectoryNode(
             NodeId(int(answer["node"])),
             answer["name"],

@@ -215,7 +215,7 @@ class NodeProcess:
         try:
             with log.routed_stdlib():
                 async with asyncio.TaskGroup() as tasks:
-                    peer = await network.start(tasks)
+                    peer = await _listening("listen.peer", config.listen.peer, lambda *_: network.start(tasks))
                     try:
                         host = self._build_host(name, data, home, peer, network, scheduler, observer, fatal, tracer)
                         handler.host = host

@@ -172,15 +172,15 @@ class WaitingRequests:
                 request.call.cancelled = True
                 request.on_reply(Unavailable(f"{self._peer} was not asked: {why}"))
 
-    def fail_all(self, why: str) -> None:
-        """The connection is gone."""
+    def fail_all(self, why: str, refusal: RaftCacheError | None = None) -> None:
+        """The connection is gone, or never was; `refusal`: the peer's own, definite one, for what did not leave."""
         waiting, self._waiting = self._waiting, {}
         for request in waiting.values():
             request.call.cancelled = True
             if request.call.handed_over:
                 request.on_reply(OutcomeUnknown(f"the connection to {self._peer} ended before the answer: {why}"))
             else:
-                request.on_reply(Unavailable(f"{self._peer} is not reachable: {why}"))
+                request.on_reply(refusal or Unavailable(f"{self._peer} is not reachable: {why}"))
 
     def fail_unsendable(self, *, frame_bytes_max: int, kinds: frozenset[int] | None) -> None:
         """After the handshake: what this peer does not accept never leaves. `kinds`: the only ones, None for all."""

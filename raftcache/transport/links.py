@@ -19,7 +19,14 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from raftcache.clock import NS_PER_MS
-from raftcache.errors import Overloaded, ProtocolError, RaftCacheError, Unavailable
+from raftcache.errors import (
+    IdentityMismatch,
+    Overloaded,
+    ProtocolError,
+    RaftCacheError,
+    Unavailable,
+    UnsupportedVersion,
+)
 from raftcache.ids import NodeId, ShardId
 from raftcache.raft.messages import Append, Message
 from raftcache.transport.calls import (
@@ -275,9 +282,13 @@ class Link:
             self._reported = self.error
             address = "unknown" if self._dialed is None else f"{self._dialed[0]}:{self._dialed[1]}"
             self._local.report("peer_unreachable", peer=self.node, address=address, error=self.error)
-        self._to_rest()
+        # An errand asks one address, and nobody else can answer it: who refuses there is not merely out of reach.
+        if self.node == ANY_NODE and isinstance(error, (IdentityMismatch, UnsupportedVersion)):
+            self._to_rest(error)
+        else:
+            self._to_rest()
 
-    def _to_rest(self) -> None:
+    def _to_rest(self, refusal: RaftCacheError | None = None) -> None:
         """What waits is dropped or refused, and the next dial comes after a pause, drawn between half and all of it."""
         self.traffic.messages_dropped += self.outbox.clear()
         settings = self._local.settings
@@ -288,7 +299,7 @@ class Link:
         if not self._closed:
             pause_s = pause_ms / 1000 * (0.5 + self._local.random.random() / 2)
             self._rest = asyncio.get_running_loop().call_later(pause_s, self._end_rest)
-        self._waiting.fail_all(self.error)
+        self._waiting.fail_all(self.error, refusal)
         self._check_idle()
 
     def _end_rest(self) -> None:

@@ -4,9 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from raftcache.errors import (
-    Unavailable,
-)
+from raftcache.errors import IdentityMismatch, Unavailable
 from raftcache.ids import ClusterId, NodeId, ShardId
 from raftcache.raft.messages import Message
 from raftcache.transport.calls import Status
@@ -212,3 +210,12 @@ async def test_bare_address_answers_whoever_lives_there() -> None:
             await outcome(lambda done: ask(("127.0.0.1", 1), KIND_IDENTIFY, b"who", done, soon_ns()))
         answer = await outcome(lambda done: ask(one.address, KIND_IDENTIFY, b"me", done, soon_ns()))
         assert answer == b"answer to me", "`init` names all first members, this node among them"
+
+
+async def test_errand_to_another_cluster_is_refused_for_good() -> None:
+    """Who asks an address and meets another cluster is told so, and not to come again later."""
+    async with rig() as net:
+        one, two = await net.node(1), await net.node(2, cluster=ClusterId(8))
+        ask = one.network.request_address
+        with pytest.raises(IdentityMismatch, match="belongs to cluster 8"):
+            await outcome(lambda done: ask(two.address, KIND_IDENTIFY, b"who", done, soon_ns()))
