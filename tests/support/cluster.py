@@ -16,11 +16,14 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from raftcache.admin.v1 import admin_pb2, admin_pb2_grpc
 from raftcache.v1 import kv_pb2_grpc
@@ -60,8 +63,11 @@ class Node:
     peer_port: int
     admin_port: int
     settings: dict[str, object] = field(default_factory=dict)
+    arguments: list[str] = field(default_factory=list)
+    """Further ones for `serve`."""
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
+    paused: bool = False
 
     @property
     def address(self) -> str:
@@ -100,7 +106,15 @@ class Node:
             "listen.admin": self.admin_address,
             "log.format": "json",
         } | self.settings
-        command = [sys.executable, "-m", "raftcache.cli", "serve", "--ready-file", str(self.ready_file)]
+        command = [
+            sys.executable,
+            "-m",
+            "raftcache.cli",
+            "serve",
+            "--ready-file",
+            str(self.ready_file),
+            *self.arguments,
+        ]
         for key, value in settings.items():
             command += ["--set", f"{key}={value}"]
         self.starts += 1
@@ -140,10 +154,12 @@ class Node:
             self.process.wait()
 
     def pause(self) -> None:
+        self.paused = True
         self.send(signal.SIGSTOP)
 
     def resume(self) -> None:
         self.send(signal.SIGCONT)
+        self.paused = False
 
     def stop(self, seconds: float = 30.0) -> int:
         """SIGTERM, a clean shutdown; returns the exit status."""
@@ -151,24 +167,55 @@ class Node:
         self.send(signal.SIGTERM)
         return self.process.wait(seconds)
 
-    def events(self, name: str) -> list[dict[str, object]]:
-        """The lines of the log with this event."""
+    def history(self) -> list[dict[str, object]]:
+        """Every event in the log, in order, of all its processes."""
         found = []
         for line in self.log.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):
-                record = json.loads(line)
-                if record.get("event") == name:
-                    found.append(record)
+                found.append(json.loads(line))
         return found
+
+    def events(self, name: str) -> list[dict[str, object]]:
+        """The lines of the log with this event."""
+        return [record for record in self.history() if record.get("event") == name]
+
+    def http(self, path: str) -> tuple[int, str]:
+        """Status and body of a page of the admin port."""
+        try:
+            with urllib.request.urlopen(f"http://{self.admin_address}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return refusal.code, refusal.read().decode()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of this name that have these labels; `name` is the sample's, as in `x_total`, `x_sum`."""
+        _, text = self.http("/metrics")
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
 
 class Cluster:
     """Some nodes, the first of which form a cluster."""
 
-    def __init__(self, root: Path, *, nodes: int = 3, shards: int = 4, settings: dict[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        nodes: int = 3,
+        shards: int = 4,
+        settings: dict[str, object] | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         self.root = root
         self.shards = shards
         self.settings = settings or {}
+        self.credentials = credentials
+        """What the channels of this process use; None: no TLS."""
         self.nodes: list[Node] = []
         self._channels: dict[str, grpc.Channel] = {}
         for _ in range(nodes):
@@ -225,7 +272,11 @@ class Cluster:
     def channel(self, address: str) -> grpc.Channel:
         if address not in self._channels:
             options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 500)]
-            self._channels[address] = grpc.insecure_channel(address, options)
+            self._channels[address] = (
+                grpc.insecure_channel(address, options)
+                if self.credentials is None
+                else grpc.secure_channel(address, self.credentials, options)
+            )
         return self._channels[address]
 
     def kv(self, node: Node) -> kv_pb2_grpc.KvServiceStub:
@@ -233,6 +284,30 @@ class Cluster:
 
     def admin(self, node: Node) -> admin_pb2_grpc.AdminServiceStub:
         return admin_pb2_grpc.AdminServiceStub(self.channel(node.address))
+
+    def terms(self) -> dict[int, tuple[int, int]]:
+        """Term and leading node of every shard, the catalog included."""
+        return {shard.shard: (shard.term, shard.leader_node) for shard in self.info().shards}
+
+    def level(self) -> bool:
+        """Whether every replica of every shard has all that its leader has."""
+        try:
+            info = self.info()
+        except grpc.RpcError:
+            return False
+        return all(
+            replica.HasField("lag_entries") and not replica.lag_entries
+            for shard in info.shards
+            for replica in shard.replicas
+        )
+
+    def restart(self, *nodes: Node) -> None:
+        """Starts nodes that are down, all of them at the same time, and waits for a leader in every shard."""
+        for node in nodes:
+            node.start(wait=False)
+        for node in nodes:
+            node.wait_ready()
+        self.wait_leaders()
 
     @property
     def endpoints(self) -> str:
@@ -249,10 +324,15 @@ class Cluster:
 
 @contextlib.contextmanager
 def running(
-    root: Path, *, nodes: int = 3, shards: int = 4, settings: dict[str, object] | None = None
+    root: Path,
+    *,
+    nodes: int = 3,
+    shards: int = 4,
+    settings: dict[str, object] | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
 ) -> Iterator[Cluster]:
     """A started cluster, gone afterwards."""
-    cluster = Cluster(root, nodes=nodes, shards=shards, settings=settings)
+    cluster = Cluster(root, nodes=nodes, shards=shards, settings=settings, credentials=credentials)
     try:
         cluster.start()
         yield cluster
