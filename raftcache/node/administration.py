@@ -109,7 +109,7 @@ class Administrator:
         for member in plan.nodes.values():
             if member.node != host.node:
                 await self._errand(member.peer_address, KIND_INIT, payload, INIT_TIMEOUT_NS)
-        unwrap(host.answer(KIND_INIT, payload))
+        unwrap(await _future(partial(host.begin_init, payload)))
         return plan.cluster
 
     async def _identify(self, address: str) -> DirectoryNode:

@@ -4,7 +4,7 @@ It stands at index 1 of term 1, as if a first entry had been applied; the group'
 later ever does this: a later member starts from nothing and is sent a snapshot.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from raftcache.ids import CATALOG_SHARD, Index, NodeId, ReplicaId, ShardId, Slot, Term
@@ -60,8 +60,12 @@ def create_first_replicas(
     wal: Wal,
     open_state: Callable[[ReplicaId, ShardId], StateStore],
     limits: KvLimits,
-) -> None:
-    """Makes this node's replicas of a new cluster; durable on return. Done again from the start if it was interrupted."""
+) -> Iterator[None]:
+    """Makes this node's replicas of a new cluster, one in each step; durable when it is exhausted.
+
+    Each takes a handful of fsyncs, so a caller on a loop lets the loop run between steps. Done again from the start if it
+    was interrupted.
+    """
     for shard in directory.shards.values():
         placed = shard.on_node(node)
         if placed is None:
@@ -72,4 +76,5 @@ def create_first_replicas(
         state.bootstrap(first_meta(shard), partial(_write, directory, shard, limits))
         state.discard_live()
         wal.create(placed.replica, shard.shard, first_meta(shard))
+        yield
     wal.sync()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import random as random_module
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
 from raftcache.clock import Clock
@@ -104,6 +104,7 @@ class Host:
         self.clock = clock
         self.new_id = new_id
         self.engine: Engine | None = None
+        self._initialising = False
         self.administration = Administrator(self)
         self.on_started: Callable[[Engine], None] = lambda engine: None
         self._entry = entry
@@ -206,6 +207,9 @@ class Host:
         if kind == KIND_DIRECTORY and self.engine is not None:
             respond(self.engine.keeper.on_asked(payload))
             return
+        if kind == KIND_INIT:
+            self.begin_init(payload, respond)
+            return
         respond(self.answer(kind, payload))
 
     def answer(self, kind: int, payload: bytes) -> bytes:
@@ -226,7 +230,9 @@ class Host:
             case _ if kind == KIND_IDENTIFY:
                 return self._identify()
             case _ if kind == KIND_INIT:
-                return self._on_init(Directory.decode(payload, 1))
+                for _ in self._init_steps(Directory.decode(payload, 1)):
+                    continue
+                return {}
             case _ if kind == KIND_JOIN:
                 return self._on_join(Directory.decode(payload[8:], int.from_bytes(payload[:8], "little")))
             case _:
@@ -243,17 +249,43 @@ class Host:
             "admin_address": entry.admin_address,
         }
 
-    def _on_init(self, plan: Directory) -> dict[str, Any]:
+    def begin_init(self, payload: bytes, respond: Callable[[bytes], None]) -> None:
+        """Becomes a first member, one replica per loop turn: with many shards it takes seconds, and peers must be heard."""
+
+        def step() -> None:
+            try:
+                next(steps)
+            except StopIteration:
+                respond(wrap({}))
+            except RaftCacheError as error:
+                respond(wrap_error(error))
+            else:
+                self._scheduler.call_soon(step)
+
+        try:
+            steps = self._init_steps(Directory.decode(payload, 1))
+        except (RaftCacheError, ValueError, KeyError, TypeError) as error:
+            respond(wrap_error(error if isinstance(error, RaftCacheError) else InvalidRequest(f"no plan: {error!r}")))
+        else:
+            step()
+
+    def _init_steps(self, plan: Directory) -> Iterator[None]:
+        """Raises: `PreconditionFailed`, `InvalidRequest`, `Unavailable` (another init is at it)."""
         if self.cluster is not None:
             if self.cluster == plan.cluster:
-                return {}
+                return
             raise PreconditionFailed(f"node {self.node} belongs to cluster {self.cluster} already")
         if self.node not in plan.nodes:
             raise InvalidRequest(f"node {self.node} is not in the plan of cluster {plan.cluster}")
-        wal = self._home.open_wal(plan.cluster, fresh=True)
-        create_first_replicas(plan, self.node, wal, self._open_state, self._limits)
-        self._enter(plan, wal)
-        return {}
+        if self._initialising:
+            raise Unavailable("an init of this node is in progress; ask again when it is done")
+        self._initialising = True
+        try:
+            wal = self._home.open_wal(plan.cluster, fresh=True)
+            yield from create_first_replicas(plan, self.node, wal, self._open_state, self._limits)
+            self._enter(plan, wal)
+        finally:
+            self._initialising = False
 
     def _on_join(self, directory: Directory) -> dict[str, Any]:
         if self.cluster is not None:
