@@ -168,7 +168,7 @@ class _Attachment:
         if target == "key":
             slot = slot_of(request.key)
         elif target == "shard":
-            shard = client_shard(request.shard)
+            shard = client_shard(gateway, request.shard)
         else:
             raise InvalidRequest("name the shard of the session, or a key in it", metadata={"field": "target"})
         gateway.authorizer.authorize(call.peer, call.method, (request.key,) if target == "key" else ())
@@ -180,7 +180,7 @@ class _Attachment:
         gateway = self._gateway
         deadline_ns = gateway.deadline_of(call.deadline_ns, now_ns)
         request = parse(kv_pb2.CloseSessionRequest.FromString, call.message)
-        shard = client_shard(request.shard)
+        shard = client_shard(gateway, request.shard)
         operation = CloseSession(request.session)
         slot = check_operation(operation, gateway.kv_limits)
         gateway.authorizer.authorize(call.peer, call.method, ())

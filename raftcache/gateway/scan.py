@@ -23,7 +23,7 @@ import struct
 from collections.abc import Callable
 
 from raftcache.edge.front import Call, Refusal
-from raftcache.errors import InvalidRequest, RaftCacheError, Unavailable
+from raftcache.errors import InvalidRequest, RaftCacheError, Unavailable, WrongShard
 from raftcache.gateway.decode import consistency_of
 from raftcache.gateway.encode import failure_of, fill_entry, fill_header
 from raftcache.gateway.errors import refusal_of
@@ -97,7 +97,7 @@ class ScanCall:
         """Which shards to ask, and from which key each."""
         request = self._request
         if request.HasField("shard"):
-            shards = [client_shard(request.shard)]
+            shards = [client_shard(self._gateway, request.shard)]
         else:
             shards = [route.shard for route in self._gateway.routes.table().shards]
             if not shards:
@@ -110,6 +110,7 @@ class ScanCall:
         if kind == _COUNT_PLACES:
             if request.HasField("shard") and list(places) != shards:
                 raise _bad_token("it belongs to a scan of other shards")
+            places = {client_shard(self._gateway, shard): lo for shard, lo in places.items()}
         else:
             places = dict.fromkeys(shards, places[CATALOG_SHARD])
         if any(lo < request.lo or (request.hi and lo >= request.hi) for lo in places.values()):
@@ -155,12 +156,23 @@ def merge(pages: list[ScanResult], limit: int, bytes_max: int) -> tuple[list[Key
     return entries, horizon or b""
 
 
-def client_shard(number: int) -> ShardId:
-    """The shard that a client names. Raises: `InvalidRequest` for the catalog, which holds no keys of clients."""
+def client_shard(gateway: Gateway, number: int) -> ShardId:
+    """The shard that a client names.
+
+    Raises: `InvalidRequest` for the catalog, which holds no keys of clients; `WrongShard` for one that is not in this
+    node's map: nobody would ever lead it, and the caller would wait for that.
+    """
     if number == CATALOG_SHARD:
         raise InvalidRequest(
             f"shard {CATALOG_SHARD} is the catalog and holds no keys: ShardMap lists the shards that do",
             metadata={"field": "shard"},
+        )
+    table = gateway.routes.table()
+    # Before `init` there are none; the node itself then says what to do.
+    if table.shards and all(route.shard != number for route in table.shards):
+        raise WrongShard(
+            f"there is no shard {number} in the shard map of epoch {table.epoch}: ShardMap lists those there are",
+            metadata={"shard": str(number)},
         )
     return ShardId(number)
 

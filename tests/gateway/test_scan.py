@@ -102,6 +102,13 @@ def test_a_named_shard_is_asked_alone() -> None:
     assert [[1, 2, 3]] == [[header.shard for header in page.headers] for page in pages_of(caller)]
 
 
+def test_a_shard_that_is_not_there_is_not_waited_for() -> None:
+    """A scan of a shard that the map does not have is refused at once: nobody will ever lead it."""
+    node = MemoryNode(shards=3)
+    assert "WRONG_SHARD" == Caller(node).refused("Scan", kv_pb2.ScanRequest(shard=4))
+    assert [] == node.submitted
+
+
 def test_what_is_asked_of_each_shard_is_bounded() -> None:
     """Each of many shards is asked for its share of a page, not for all of it."""
     node = MemoryNode(shards=64)
@@ -151,9 +158,9 @@ def test_tokens_that_fit_no_scan_are_refused(token: bytes) -> None:
 
 def test_a_token_belongs_to_its_range() -> None:
     """A token beyond the range, or of a count in a scan of entries, is refused."""
-    caller = Caller(MemoryNode(shards=1))
-    for key in (b"a", b"b", b"c"):
-        caller.put(key, b"v")
+    caller = Caller(MemoryNode(shards=2))
+    for letter in b"abcdefghijklmnop":
+        caller.put(bytes([letter]), b"v")
     first = caller.reply("Scan", kv_pb2.ScanRequest(limit=1))
     counted = caller.reply("Scan", kv_pb2.ScanRequest(limit=1, count_only=True))
     assert isinstance(first, kv_pb2.ScanResponse)
