@@ -408,3 +408,39 @@ def test_entries_after_a_snapshot_in_the_same_turn() -> None:
     shell.run()
     assert (shell.raft.commit, shell.raft.applied, shell.raft.last_index) == (13, 13, 13)
     assert [index for index, *_ in shell.machine] == list(range(2, 14))
+
+
+def test_requested_snapshot_is_under_way_once() -> None:
+    """A follower that keeps asking while it is being replicated to gets one snapshot, and another only after the report."""
+    shell = Shell(1).become_leader(acknowledged_by=(2, 3))
+    shell.checkpoint()
+    request = SnapshotRequest(ONE, TWO, Term(2), Index(1))
+    assert [len(only(shell.deliver(request), InstallSnapshot)) for _ in range(3)] == [1, 0, 0]
+    assert shell.raft.progress[TWO].state is ProgressState.REPLICATE
+    shell.call("report_snapshot", TWO, False)
+    assert len(only(shell.deliver(request), InstallSnapshot)) == 1
+
+
+def test_wish_for_a_checkpoint_ends_with_the_leadership() -> None:
+    """Who does not lead any more needs no checkpoint for a follower's sake."""
+    shell = Shell(1).become_leader(acknowledged_by=(2, 3))
+    shell.deliver(SnapshotRequest(ONE, TWO, Term(2), Index(9)))
+    assert shell.raft.checkpoint_wanted == 9
+    shell.deliver(beat(2, 1, 3))
+    assert shell.raft.checkpoint_wanted == 0
+
+
+def test_lost_state_is_asked_for_at_once_and_then_at_a_steady_pace() -> None:
+    """A request may be lost, so it is repeated with every election timeout, and at once with a new leader."""
+    shell = Shell(1)
+    shell.deliver(beat(2, 1, 2))
+    shell.call("request_snapshot", Index(1))
+    asked = [len(only(shell.run(), SnapshotRequest))]
+    for _ in range(3 * ELECTION_TICKS):
+        shell.tick()
+        asked.append(len(only(shell.deliver(beat(2, 1, 2)), SnapshotRequest)))
+    assert asked[0] == 1
+    assert 2 <= sum(asked[1:]) <= 3
+    shell.deliver(beat(3, 1, 3))
+    shell.tick()
+    assert [m.to for m in only(shell.run(), SnapshotRequest)] == [3]
