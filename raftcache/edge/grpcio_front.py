@@ -157,7 +157,7 @@ class GrpcFront:
         config = self._config
         server = grpc.aio.server(options=_options(config))
         self._health = health.aio.HealthServicer()
-        for name in ("", *self._handlers.services, READINESS):
+        for name in (*self.services, READINESS):
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         generic: list[grpc.GenericRpcHandler] = [_Methods(self._method_handlers())]
@@ -182,10 +182,15 @@ class GrpcFront:
         await server.start()
         self._server = server
 
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The names under which the whole is known to the health service: "" and the services' own."""
+        return ("", *self._handlers.services)
+
     async def set_serving(self, serving: bool, *names: str) -> None:
         """Sets the health of `names`; of the services, "" and readiness if none is given. Liveness is never tied to them."""
         status = health_pb2.HealthCheckResponse
-        for name in names or ("", *self._handlers.services, READINESS):
+        for name in names or (*self.services, READINESS):
             await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:

@@ -12,6 +12,7 @@ Rules of this file:
 """
 
 import asyncio
+import contextlib
 import gc
 import os
 import random
@@ -28,7 +29,7 @@ from raftcache.clock import NS_PER_MS, NS_PER_SECOND, SystemClock
 from raftcache.config.rules import parse_address
 from raftcache.config.settings import Config
 from raftcache.edge import grpcio_front
-from raftcache.edge.grpcio_front import GrpcFront, GrpcFrontConfig
+from raftcache.edge.grpcio_front import READINESS, GrpcFront, GrpcFrontConfig
 from raftcache.errors import ConfigError, RaftCacheError
 from raftcache.gateway.gateway import Gateway, GatewaySettings
 from raftcache.gateway.handlers import handlers_of
@@ -68,6 +69,8 @@ DRAIN_SECONDS = 5.0
 DRAIN_POLL_SECONDS = 0.02
 MESSAGE_SLACK_BYTES = 64 << 10
 """Received beyond the largest request, so that the gateway's refusal, which says what to do, is what callers see."""
+HEALTH_SECONDS = 0.2
+"""Between looks at what gRPC's health says: quick beside any probe, and nothing beside a tick."""
 FRONT_GRACE_SECONDS = 5.0
 """For calls in flight when the front stops; they are answered in milliseconds, or wait for a leader elsewhere."""
 
@@ -327,7 +330,6 @@ class NodeProcess:
             ticker.start()
             lag.start()
             ports = Ports((parse_address(config.listen.client)[0], front.port), peer, admin_address)
-            await front.set_serving(True)
             observer.event(
                 "node_started", client=_joined(ports.client), peer=_joined(peer), admin=_joined(admin_address)
             )
@@ -337,7 +339,7 @@ class NodeProcess:
             if watchdog is not None:
                 watchdog.start()
             self._on_ready(ports)
-            await self._stopping.wait()
+            await self._tell_health(host, front)
             systemd.notify(systemd.STOPPING)
             await self._shut_down(host, front, observer)
         finally:
@@ -346,6 +348,25 @@ class NodeProcess:
             if host.engine is not None:
                 host.engine.close()
             await admin.stop()
+
+    async def _tell_health(self, host: Host, front: GrpcFront) -> None:
+        """Keeps gRPC's health as it is, until the node is told to stop.
+
+        The services are healthy in any cluster: with one shard down, requests for the others still pass through here.
+        Readiness is /readyz.
+        """
+        told: tuple[bool, bool] | None = None
+        while not self._stopping.is_set():
+            checks = self._checks(host)
+            now = (host.engine is not None, all(check.ok for check in checks))
+            if now != told:
+                told = now
+                await front.set_serving(now[0], *front.services)
+                await front.set_serving(now[1], READINESS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEALTH_SECONDS):
+                    await self._stopping.wait()
+        await front.set_serving(False)
 
     async def _shut_down(self, host: Host, front: GrpcFront, observer: TelemetryObserver) -> None:
         """Leaderships first, while everything still works; then the front; the rest is the caller's `finally`."""
