@@ -118,8 +118,7 @@ class Course:
         seconds = self.remaining()
         if harmless and seconds > ATTEMPT_SECONDS_MAX:
             seconds = ATTEMPT_SECONDS_MAX
-        # A deadline in the past is none to gRPC.
-        self.seconds = seconds = max(seconds, 0.001)
+        self.seconds = seconds = max(seconds, 0.0)
         return seconds
 
     def note(self, failure: Failure) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped] # no py.typed in the package
 
 from raftcache.errors import (
@@ -33,6 +34,8 @@ from raftcache.errors import (
 from raftcache.v1 import types_pb2
 
 DETAILS_TRAILER = "grpc-status-details-bin"
+DOMAIN = "raftcache"
+"""Of our ErrorInfo."""
 NEVER_CONNECTED = "failed to connect to all addresses"
 """How gRPC's core begins the details of a call that found no connection, and so was never sent."""
 
@@ -109,22 +112,23 @@ def failure_of_detail(detail: types_pb2.ErrorDetail) -> Failure:
 
 def _of_details(message: str, data: bytes) -> Failure | None:
     """From a serialised google.rpc.Status; None if it is not one of raftcache's."""
-    try:
-        status = status_pb2.Status.FromString(data)
-    except ValueError:
-        return None
     error: RaftCacheError | None = None
     facts: dict[str, str] = {}
     retry_after = 0.0
-    for packed in status.details:
-        name = packed.type_url.rpartition("/")[2]
-        if name == "google.rpc.ErrorInfo":
-            info = error_details_pb2.ErrorInfo.FromString(packed.value)
-            facts = dict(info.metadata)
-            error = error_of(info.reason, status.message or message, facts)
-        elif name == "google.rpc.RetryInfo":
-            delay = error_details_pb2.RetryInfo.FromString(packed.value).retry_delay
-            retry_after = delay.seconds + delay.nanos / 1e9
+    try:
+        status = status_pb2.Status.FromString(data)
+        for packed in status.details:
+            name = packed.type_url.rpartition("/")[2]
+            if name == "google.rpc.ErrorInfo":
+                info = error_details_pb2.ErrorInfo.FromString(packed.value)
+                if info.domain == DOMAIN:
+                    facts = dict(info.metadata)
+                    error = error_of(info.reason, status.message or message, facts)
+            elif name == "google.rpc.RetryInfo":
+                delay = error_details_pb2.RetryInfo.FromString(packed.value).retry_delay
+                retry_after = delay.seconds + delay.nanos / 1e9
+    except DecodeError:
+        return None
     if error is None:
         return None
     return _failure(

@@ -101,10 +101,10 @@ class StreamState(Generic[F]):
 
     def enqueue(self, operation: Operation[Any], future: F) -> None:
         """Takes an operation. Raises: `ClientClosed`, or why the stream is broken; definite."""
-        if self.broken is not None:
-            raise Unavailable(f"the pipeline to {self._endpoint} is broken; this was not sent: {self.broken.message}")
         if self.closing:
             raise ClientClosed("the pipeline is closed")
+        if self.broken is not None:
+            raise Unavailable(f"the pipeline to {self._endpoint} is broken; this was not sent: {self.broken.message}")
         self._queue.append(_Item(operation, future))
         self.unanswered += 1
 

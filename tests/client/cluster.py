@@ -39,6 +39,11 @@ class Node:
         self._log = directory / f"{self.name}.log"
         self._process: subprocess.Popen[str] | None = None
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self._process is not None
+
     def start(self) -> None:
         """Begins to start it."""
         ports = [str(port) for port in (self.client_port, self.peer_port, self.admin_port)]

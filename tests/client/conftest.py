@@ -1,14 +1,17 @@
-"""What the client's tests share: one real cluster for all of them."""
+"""What the client's tests share: one real cluster for all of them, and both clients behind one face."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from raftcache.client import Client
+from raftcache.client import AsyncClient, Client
 from tests.client.cluster import Cluster
 
 SHARDS = 4
+PATIENCE_SECONDS = 60.0
+"""Timeout of calls that are expected to succeed: the machine may be busy."""
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +27,37 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def rc(cluster: Cluster) -> Iterator[Client]:
-    """A client with patience: the machine may be busy."""
-    with Client(cluster.endpoints, timeout=30.0) as client:
-        yield client
+def client(cluster: Cluster) -> Iterator[Client]:
+    """A client with patience."""
+    with Client(cluster.endpoints, timeout=PATIENCE_SECONDS) as found:
+        yield found
+
+
+class Awaited:
+    """A `Client` that looks like an `AsyncClient`, so that one test is for both. Blocks the loop, which nobody else uses."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        async def call(*args: Any, **options: Any) -> Any:
+            return method(*args, **options)
+
+        return call
+
+    async def scan(self, **options: Any) -> AsyncIterator[Any]:
+        for entry in self._client.scan(**options):
+            yield entry
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+async def rc(request: pytest.FixtureRequest, cluster: Cluster) -> AsyncIterator[Any]:
+    """Both clients, one after the other."""
+    if request.param == "threads":
+        with Client(cluster.endpoints, timeout=PATIENCE_SECONDS) as client:
+            yield Awaited(client)
+    else:
+        async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS) as client_of_loop:
+            yield client_of_loop
