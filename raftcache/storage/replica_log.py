@@ -109,11 +109,15 @@ class ReplicaLog:
         return self._newest_checkpoint
 
     def set_snapshot(self, meta: SnapshotMeta) -> None:
-        """A checkpoint has been verified and is durable. Writes nothing; compaction is asked for separately."""
-        assert self._newest_checkpoint is None or meta.index >= self._newest_checkpoint.index, (
-            f"checkpoint {meta.index} of replica {self.replica} is older than {self._newest_checkpoint}"
-        )
+        """A checkpoint has been verified and is durable. Writes nothing; compaction is asked for separately.
+
+        It may be older than the one before, where that was found damaged and the leader sent what it had.
+        """
         self._newest_checkpoint = meta
+
+    def forget_snapshot(self) -> None:
+        """The replica's state is opened anew: whether the checkpoint is still good is about to be found out."""
+        self._newest_checkpoint = None
 
     def entries(self, lo: Index, hi: Index, bytes_max: int) -> list[Entry]:
         """Entries `[lo, hi)`: the first in any case, then as many as keep the sum of their data within `bytes_max`.

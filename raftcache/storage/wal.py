@@ -60,7 +60,7 @@ class ReplicaWrite:
     """Consecutive. Where the first one's index is in the log already, the log is cut there first (Raft §5.3)."""
     hard_state: HardState | None = None
     snapshot: SnapshotMeta | None = None
-    """Drop all entries; the log restarts after this index."""
+    """Drop all entries; the log restarts after this index, which never lies before where it starts."""
     compact_to: Index | None = None
     """Drop the entries up to and including this index."""
 
@@ -389,6 +389,10 @@ class Wal:
                 assert write.replica in self._removed, f"replica {write.replica} has no log"
                 continue
             if write.snapshot is not None:
+                # An older one would drop entries that were acknowledged: a state that is behind its log is not mended so.
+                assert write.snapshot.index >= log.start_index, (
+                    f"replica {log.replica}: snapshot {write.snapshot.index} before the log's start, {log.start_index}"
+                )
                 part.builder.snapshot(log.replica, write.snapshot)
                 part.changes.append((log, write.snapshot))
             if write.entries:

@@ -345,7 +345,7 @@ def test_index_keeping_leaves_the_trailing_bytes() -> None:
 
 
 def test_a_snapshot_for_followers_is_what_was_set_last() -> None:
-    """`snapshot` knows nothing until told, and never goes back."""
+    """`snapshot` knows nothing until told; an older one counts too, because the newer may have been found damaged."""
     wal = simulated_machine().open()
     wal.create(R1, ShardId(0), SnapshotMeta(Index(1), Term(1), THREE))
     log = wal.log(R1)
@@ -353,8 +353,19 @@ def test_a_snapshot_for_followers_is_what_was_set_last() -> None:
     newer = SnapshotMeta(Index(7), Term(2), THREE)
     log.set_snapshot(newer)
     assert log.snapshot() == newer
-    with pytest.raises(AssertionError):
-        log.set_snapshot(SnapshotMeta(Index(3), Term(2), THREE))
+    older = SnapshotMeta(Index(3), Term(2), THREE)
+    log.set_snapshot(older)
+    assert log.snapshot() == older
+
+
+def test_a_snapshot_from_before_the_log_is_refused() -> None:
+    """It would drop acknowledged entries without a word: an old checkpoint does not reset the log that went on after it."""
+    wal = simulated_machine().open()
+    wal.create(R1, ShardId(0), SnapshotMeta(Index(20), Term(1), THREE))
+    wal.write([write(1, entries(21, 31))])
+    with pytest.raises(AssertionError, match="before the log's start, 20"):
+        wal.write([write(1, [], snapshot=SnapshotMeta(Index(10), Term(1), THREE))])
+    assert (wal.log(R1).first_index(), wal.log(R1).last_index()) == (21, 30)
 
 
 def test_a_gap_in_the_log_is_refused() -> None:
