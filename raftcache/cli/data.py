@@ -17,11 +17,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from raftcache.cli.exits import Exit, Failure
-from raftcache.cli.options import Target, key_option, no_more, read_file, take_key, target_options, text_bytes
+from raftcache.cli.options import (
+    Target,
+    TextCommand,
+    key_option,
+    no_more,
+    read_file,
+    take_key,
+    target_options,
+    text_bytes,
+)
 from raftcache.cli.output import JSON, Document, bytes_document, note, output_option, printable, write_json, write_value
 
 if TYPE_CHECKING:
     from raftcache.client import Client, Entry
+    from raftcache.client.options import Consistency
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -32,7 +42,7 @@ SHOWN_BYTES_MAX = 200
 """Of a value in a message."""
 
 
-def open_client(target: Target, consistency: str = "linearizable") -> "Client":
+def open_client(target: Target, consistency: "Consistency" = "linearizable") -> "Client":
     """A client of the target's cluster. A context manager.
 
     It asks the endpoints that were named and no others: the nodes' own addresses may mean nothing from here, as in front of
@@ -100,13 +110,13 @@ def entry_document(entry: "Entry | None") -> Document | None:
 # --- Reading ------------------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(cls=TextCommand)
 @click.argument("words", metavar="KEY", nargs=-1)
 @key_option
 @consistency_option
 @target_options
 @output_option
-def get(words: tuple[str, ...], key_b64: bytes | None, consistency: str, target: Target, output: str) -> None:
+def get(words: tuple[str, ...], key_b64: bytes | None, consistency: "Consistency", target: Target, output: str) -> None:
     """Read one key. Exit code 3: there is no such key.
 
     To a pipe or a file goes exactly the value, without a line end; a terminal gets it as text.
@@ -147,7 +157,7 @@ def _only_key(words: tuple[str, ...], key_b64: bytes | None) -> bytes:
 # --- Writing ------------------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(cls=TextCommand)
 @click.argument("words", metavar="KEY [VALUE]", nargs=-1)
 @key_option
 @click.option("--file", type=click.Path(path_type=Path), help="The value is this file; - is standard input.")
@@ -225,7 +235,7 @@ def _brief(value: bytes) -> str:
     return shown if len(value) <= SHOWN_BYTES_MAX else f"{shown}... ({len(value)} bytes)"
 
 
-@click.command("del")
+@click.command("del", cls=TextCommand)
 @click.argument("words", metavar="KEY", nargs=-1)
 @key_option
 @click.option("--ignore-missing", is_flag=True, help="It is no failure if there is no such key.")
@@ -267,7 +277,7 @@ def delete(
         raise not_found(key)
 
 
-@click.command()
+@click.command(cls=TextCommand)
 @click.argument("words", metavar="KEY [EXPECTED] [NEW]", nargs=-1)
 @key_option
 @click.option("--if-absent", is_flag=True, help="Expect that there is no such key; then EXPECTED is left out.")

@@ -10,6 +10,7 @@ Rules of this file:
 """
 
 import os
+import select
 import shlex
 import signal
 import sys
@@ -28,6 +29,8 @@ from raftcache.cli.processes import identity_of, is_alive, send_signal
 
 WATCH_SECONDS = 0.5
 """How often the foreground command looks after its nodes."""
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What tells the foreground command to stop: Ctrl-C, `kill`, a closed terminal."""
 SHARDS_MAX = 256
 """Each is an environment of its own in every node of this machine."""
 
@@ -134,6 +137,7 @@ def _run(wanted: Wanted, *, detach: bool, ready_file: Path | None, output: str) 
         dev_state.save(cluster)
         try:
             identity = dev_cluster.start(cluster)
+            ending = _wait_for_signals() if not detach else None
         except BaseException:
             # Interrupted, too: nobody is there to look after the nodes.
             dev_cluster.kill([node.process for node in cluster.nodes if node.process is not None])
@@ -146,19 +150,35 @@ def _run(wanted: Wanted, *, detach: bool, ready_file: Path | None, output: str) 
         write_json("dev-ready", document)
     if output != JSON:
         click.echo(_banner(cluster, identity, detach=detach), err=not sys.stdout.isatty())
-    if not detach:
-        _supervise(cluster)
+    if ending is not None:
+        _supervise(cluster, ending)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _wait_for_signals() -> int:
+    """From here on a signal interrupts nothing half-way: it makes the returned file descriptor readable."""
+    reader, writer = os.pipe()
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        os.write(writer, b".")
+
+    for number in ENDING:
+        signal.signal(number, tell)
+    return reader
+
+
 def _check_settings(settings: list[str]) -> None:
     """Raises: `ConfigError` with the nearest name, before anything is started."""
     from raftcache.config.load import load, parse_assignment
 
-    load(flags=dict(parse_assignment(text) for text in settings))
+    flags = dict(parse_assignment(text) for text in settings)
+    for path in flags:
+        if path.partition(".")[0] in ("node", "listen", "tls"):
+            raise click.UsageError(f"--set {path}: names, addresses and TLS of a development cluster are its own")
+    load(flags=flags)
 
 
 def _new_cluster(wanted: Wanted) -> DevCluster:
@@ -273,9 +293,9 @@ def _banner(cluster: DevCluster, identity: int, *, detach: bool) -> str:
         f"    raftcache dev kill 1{tag}      # kill -9: the others go on; `dev start 1{tag}` brings it back",
         "",
         "  From Python:",
-        "    from raftcache.client import Client",
+        "    from raftcache import Client",
         f'    with Client("{cluster.nodes[0].client}") as client:',
-        '        client.put("greeting", "hello")',
+        '        client.put("greeting", b"hello")',
         "",
         f"  To end it: {endings}",
     ]
@@ -285,16 +305,12 @@ def _banner(cluster: DevCluster, identity: int, *, detach: bool) -> str:
 # --- In the foreground --------------------------------------------------------------------------------------------
 
 
-def _supervise(cluster: DevCluster) -> None:
+def _supervise(cluster: DevCluster, ending: int) -> None:
     """Looks after the nodes until a signal comes, or somebody else has stopped the cluster."""
     from raftcache.cli import dev_cluster
 
-    # Blocked and waited for, in place of handlers: nothing is interrupted half-way. No process is started from here on,
-    # which would inherit the mask.
-    awaited = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     told: set[object] = set()
-    while signal.sigtimedwait(awaited, WATCH_SECONDS) is None:
+    while not select.select([ending], [], [], WATCH_SECONDS)[0]:
         dev_cluster.reap()
         found = dev_state.load(cluster.tag)
         if found is None or found.supervisor != cluster.supervisor:

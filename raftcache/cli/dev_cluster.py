@@ -125,7 +125,7 @@ def spawn(cluster: DevCluster, node: DevNode) -> None:
         command += ["--set", setting]
     with cluster.log(node).open("ab") as log:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
         )
     node.process = identity_of(child.pid)
     _children.append(child)
@@ -244,7 +244,9 @@ def wait_leaders(cluster: DevCluster) -> int:
         raise Failure(
             f"the nodes run, but after {LEADER_SECONDS:.0f} s: {missing}",
             code=Exit.UNAVAILABLE,
-            hint="`raftcache dev logs` shows what they say",
+            hint="\n".join(
+                line for node in cluster.nodes for line in [f"{node.name}:", *last_words(cluster.log(node))]
+            ),
         )
     return identity
 

@@ -1,5 +1,6 @@
 """What the nodes of a development cluster say, put together in the order of time."""
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ _HEAD = ("ts", "level", "event", "node", "node_id", "schema")
 
 def show(cluster: DevCluster, nodes: list[DevNode], *, lines: int, follow: bool, as_json: bool) -> None:
     """Writes the last `lines` of each node, oldest first, and then, with `follow`, what comes."""
-    tails = [Tail(node.name, cluster.log(node)) for node in nodes]
-    found = [line for tail in tails for line in tail.last(lines)]
-    _write(found, as_json=as_json)
-    while follow:
-        time.sleep(FOLLOW_SECONDS)
-        _write([line for tail in tails for line in tail.more()], as_json=as_json)
+    with contextlib.ExitStack() as stack:
+        tails = [stack.enter_context(contextlib.closing(Tail(node.name, cluster.log(node)))) for node in nodes]
+        found = [line for tail in tails for line in tail.last(lines)]
+        _write(found, as_json=as_json)
+        while follow:
+            time.sleep(FOLLOW_SECONDS)
+            _write([line for tail in tails for line in tail.more()], as_json=as_json)
 
 
 def _write(lines: list[tuple[str, str, str]], *, as_json: bool) -> None:
@@ -42,6 +44,10 @@ class Tail:
     _file: BinaryIO | None = None
     _partial: bytes = b""
     _stamp: str = ""
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def last(self, lines: int) -> list[tuple[str, str, str]]:
         """The last `lines`: time, node, line."""

@@ -144,6 +144,17 @@ def _client_tls(authority: str | None, certificate: str | None, key: str | None)
 # --- Keys and values ----------------------------------------------------------------------------------------------
 
 
+class TextCommand(click.Command):
+    """A command whose arguments are any text, which may begin with a dash."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            message = f"{error.message} If it is a key or a value, write -- before it."
+            raise click.NoSuchOption(error.option_name, message, error.possibilities, ctx) from None
+
+
 def key_option(function: Decorated) -> Decorated:
     """Adds `--key-b64`, as the parameter `key_b64`."""
     return click.option(

@@ -12,6 +12,7 @@ from raftcache.cli.output import JSON, note, output_option, printable, write_jso
 
 if TYPE_CHECKING:
     from raftcache.client import Entry
+    from raftcache.client.options import Consistency
 
 LIMIT = 1_000
 """One page of the client: nobody means to print a million keys by leaving an option out."""
@@ -36,7 +37,7 @@ def scan(
     limit: int,
     keys_only: bool,
     only_count: bool,
-    consistency: str,
+    consistency: "Consistency",
     target: Target,
     output: str,
 ) -> None:

@@ -101,13 +101,13 @@ def _tell(ports: "Ports", ready_file: Path | None) -> None:
         "pid": os.getpid(),
     }
     line = json.dumps(document)
-    # Nobody may be reading; the node serves all the same.
-    with contextlib.suppress(OSError):
-        click.echo(line)
     if ready_file is not None:
         temporary = ready_file.with_name(f"{ready_file.name}.new")
         temporary.write_text(f"{line}\n")
         temporary.replace(ready_file)
+    # Nobody may be reading; the node serves all the same.
+    with contextlib.suppress(OSError):
+        click.echo(line)
 
 
 def _joined(address: tuple[str, int]) -> str:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from raftcache.client.ops import Operation
     from raftcache.client.when import Condition
 
+INT_DIGITS_MAX = 20
+"""Of 64 bits: 18446744073709551615, -9223372036854775808."""
 COMPARISONS = ("==", "!=", ">", "<")
 
 
@@ -157,7 +159,10 @@ def _operation(item: Any, where: str) -> "Operation[Any]":
             by = _number(fields.get("by", 1), f"{where}.by", lo=lo, hi=hi)
             initial = _number(fields.get("initial", 0), f"{where}.initial", lo=lo, hi=hi)
             return ops.incr(_key(fields, where), by, initial=initial)
-    _wrong(where, f"is no operation; there are get, put, del and incr{_near(name, ('get', 'put', 'del', 'incr'))}")
+        case _:
+            _wrong(
+                where, f"is no operation; there are get, put, del and incr{_near(name, ('get', 'put', 'del', 'incr'))}"
+            )
 
 
 def _fields(item: Any, where: str, *, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Document:
@@ -205,7 +210,8 @@ def _bytes(value: Any, where: str) -> bytes:
 
 def _number(value: Any, where: str, *, lo: int, hi: int) -> int:
     if isinstance(value, str) and value.removeprefix("-").isascii() and value.removeprefix("-").isdigit():
-        value = int(value) if len(value) <= len(str(lo)) + 1 else hi + 1
+        # Python refuses to read thousands of digits, which are out of range anyway.
+        value = int(value) if len(value) <= INT_DIGITS_MAX else hi + 1
     if not isinstance(value, int) or isinstance(value, bool):
         _wrong(where, "is not a whole number")
     if not lo <= value <= hi:
@@ -254,7 +260,8 @@ def _line(result: Document) -> str:
             return f"del   {'deleted' if body['deleted'] else '(no such key)'}"
         case "incr":
             return f"incr  {body['value']}"
-    return "put   ok"
+        case _:
+            return "put   ok"
 
 
 def _shown(value: dict[str, str]) -> str:
