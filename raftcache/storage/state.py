@@ -26,6 +26,7 @@ in between, `open` returns a state beyond the log's last entry: the node then fi
 damaged after its verification is found at the next start or by its receiver, not before.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -104,7 +105,10 @@ class StateStore:
         self._records: Records | None = None
         """The live records while they are open."""
         self._prepared: SnapshotMeta | None = None
-        """The checkpoint that `LiveState.prepare` has made ready. Set and cleared on the loop."""
+        """The checkpoint that `LiveState.prepare` has made ready. Jobs set it, holding `_preparing`; the loop reads it while
+        none runs."""
+        self._preparing = threading.Lock()
+        """There is one place to make a checkpoint ready in, and an own one and a received one may end at once."""
         self._incoming: IncomingCheckpoint | None = None
         """The newest one, finished or not."""
         self._checkpointing = False
@@ -169,9 +173,9 @@ class StateStore:
     def _load(self, header: CheckpointHeader) -> Records:
         """The checkpoint as live records. Raises: `Corruption`, `StateLost`."""
         with self._losing_state():
-            if self._prepared != header.meta:
+            prepared, self._prepared = self._prepared, None
+            if prepared != header.meta:
                 self._live.prepare(self._checkpoints.blocks(header))
-            self._prepared = None
             self._records = None
             self._records = self._live.load()
 
@@ -331,8 +335,6 @@ class StateStore:
     ) -> None:
         """A job that makes a verified draft and publishes it; with `prepare` it also makes `install` of it fast."""
         known = self._checkpoints.find(meta) is not None
-        if prepare:
-            self._prepared = None
 
         def work(job: Job) -> Continuation:
             try:
@@ -351,24 +353,25 @@ class StateStore:
             except Cancelled:
                 draft.discard()
                 raise
-            prepared = prepare and self._prepare(header, job)
-            return partial(self._published, header, prepared, on_done)
+            if prepare:
+                self._prepare(header, job)
+            return partial(self._published, header, on_done)
 
         self._jobs.start(name, work, partial(on_done, cancelled(meta)))
 
-    def _prepare(self, header: CheckpointHeader, job: Job) -> bool:
-        """Whether the checkpoint lies ready for `install`, which otherwise does this itself."""
-        try:
-            self._live.prepare(_cancellable(self._checkpoints.blocks(header), job))
-        except (RaftCacheError, OSError):
-            return False
-        return True
+    def _prepare(self, header: CheckpointHeader, job: Job) -> None:
+        """Makes the checkpoint ready for `install`, which does this itself where it was not done."""
+        with self._preparing:
+            self._prepared = None
+            try:
+                self._live.prepare(_cancellable(self._checkpoints.blocks(header), job))
+            except (RaftCacheError, OSError):
+                return
+            self._prepared = header.meta
 
-    def _published(self, header: CheckpointHeader, prepared: bool, on_done: OnCheckpoint) -> None:
+    def _published(self, header: CheckpointHeader, on_done: OnCheckpoint) -> None:
         if self._checkpoints.find(header.meta) is None:
             self._checkpoints.add(header)
-        if prepared:
-            self._prepared = header.meta
         self._prune()
         on_done(CheckpointVerified(header.meta, header.state_bytes, header.record_count))
 

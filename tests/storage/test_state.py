@@ -10,6 +10,7 @@ from raftcache.ids import Index, Term
 from raftcache.raft.messages import SnapshotMeta
 from raftcache.storage.checkpoint_file import HEADER_FILE, STATE_FILE
 from raftcache.storage.disk import Disk, OsDisk, read_file, write_file_atomically
+from raftcache.storage.simulated_state import MemoryLive
 from raftcache.storage.state import CheckpointFailed, CheckpointResult
 from tests.storage.state_driver import CONFIGURATION, FIRST, Home, Replica, transfer, verified
 
@@ -289,6 +290,30 @@ def test_own_checkpoint_does_not_prune_a_snapshot_that_was_just_received(home: H
     assert receiver.reopen() == Index(6)
     receiver.store.discard_live()
     sender.store.discard_live()
+
+
+def test_install_never_takes_what_another_checkpoint_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A received snapshot is made ready, then a checkpoint of the grown state makes itself ready in the same place."""
+    home = Home.memory()
+    monkeypatch.setattr(MemoryLive, "grown", lambda _: True)
+    sender = Replica(home, 1).bootstrap()
+    for number in range(5):
+        sender.put(b"a", b"%d" % number)
+    verified(sender.checkpoint())
+    receiver = Replica(home, 2).bootstrap()
+    receiver.put(b"b", b"1")
+    source = sender.store.open_checkpoint_for_read(sender.meta)
+    incoming = receiver.store.begin_incoming(sender.meta, size=source.size, digest=source.digest)
+    while chunk := source.chunk():
+        incoming.add(chunk)
+    received: list[CheckpointResult] = []
+    incoming.finish(received.append)
+    receiver.begin_checkpoint()
+    home.loop.run_until(lambda: bool(received))
+
+    receiver.adopt(receiver.store.install(verified(received[0]).meta))
+    assert receiver.machine.applied_index == sender.meta.index
+    assert (receiver.get(b"a"), receiver.get(b"b")) == (b"4", None)
 
 
 def test_second_incoming_snapshot_replaces_the_first(home: Home) -> None:
