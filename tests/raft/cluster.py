@@ -49,7 +49,7 @@ from tests.raft.invariants import Durable, Ghost, InvariantViolated, Peer, State
 BOOT_INDEX = Index(1)
 BOOT_TERM = Term(1)
 """A group begins with a synthetic snapshot at (1, term 1) that names the first voters."""
-SETTLE_STEPS_MAX = 50_000
+SETTLE_STEPS_MAX = 10_000
 """More deliveries than any test needs; beyond it messages chase each other for ever."""
 ELECTION_TICKS = 10
 """The election timeout of all tests; a drawn timeout lies in [10, 19]."""
@@ -745,8 +745,9 @@ class Cluster:
         """Delivers until nothing is left to deliver."""
         self.collect()
         for _ in range(SETTLE_STEPS_MAX):
-            while self.queue:
+            if self.queue:
                 self.deliver_next()
+                continue
             self.collect()
             if not self.queue:
                 return
