@@ -269,6 +269,23 @@ def test_a_client_closed_under_its_calls_ends_them(cluster: Cluster, name: str) 
             )
 
 
+async def test_an_async_client_closed_under_its_calls_ends_them(cluster: Cluster, name: str) -> None:
+    """As with threads; and no task is cancelled that nobody cancelled."""
+    rc = AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS)
+
+    async def work(number: int) -> None:
+        with pytest.raises(ClientClosed if number % 2 else (ClientClosed, AmbiguousResult)):
+            while True:
+                await (rc.get(name) if number % 2 else rc.put(name, b"v"))
+
+    await rc.put(name, b"v")
+    async with asyncio.TaskGroup() as group:
+        for number in range(8):
+            group.create_task(work(number), name=f"worker-{number}")
+        await asyncio.sleep(0.01)
+        await rc.close()
+
+
 def test_a_deadline_that_cannot_be_kept_is_told(cluster: Cluster, name: str) -> None:
     """A read had no effect; of a write nobody knows, unless nothing was sent."""
     with Client(cluster.endpoints, timeout=PATIENCE_SECONDS) as rc:
