@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,29 +11,15 @@ import pytest
 
 from raftcache.errors import Overloaded
 from tests.edge.conftest import Bench
+from tests.support.nodejs import NODE, installed_example, needs_node
 
-ROOT = Path(__file__).parents[2]
-NODE, NPM = shutil.which("node"), shutil.which("npm")
-
-pytestmark = pytest.mark.skipif(not (NODE and NPM), reason="node and npm are not installed")
+pytestmark = needs_node
 
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the example with its packages, beside a copy of the .proto files as in the repository."""
-    assert NPM
-    root = tmp_path_factory.mktemp("nodejs")
-    shutil.copytree(ROOT / "proto", root / "proto")
-    directory = root / "examples" / "nodejs"
-    shutil.copytree(ROOT / "examples" / "nodejs", directory, ignore=shutil.ignore_patterns("node_modules"))
-    command = [NPM, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
-    try:
-        installed = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=90, check=False)
-    except subprocess.TimeoutExpired:
-        pytest.skip("npm install did not finish in 90 s")
-    if installed.returncode:
-        pytest.skip(f"npm install failed: {installed.stderr[-500:]}")
-    return directory
+    """The example with its packages."""
+    return installed_example(tmp_path_factory.mktemp("nodejs"))
 
 
 async def run(example: Path, bench: Bench, *arguments: str) -> tuple[int, list[Any], list[Any]]:
