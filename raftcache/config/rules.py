@@ -61,6 +61,12 @@ def _sizes(config: Config) -> Iterator[Violation]:
             record + OPERATION_OVERHEAD_BYTES,
             "one put of limits.key_bytes_max + limits.value_bytes_max",
         ),
+        (
+            "limits.batch_reply_bytes_max",
+            limits.batch_reply_bytes_max,
+            limits.value_bytes_max,
+            "one value of limits.value_bytes_max",
+        ),
         ("limits.scan_bytes_max", limits.scan_bytes_max, record, "one record of the largest key and value"),
         (
             "limits.transaction_bytes_max",

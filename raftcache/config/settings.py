@@ -27,8 +27,9 @@ VALUE_BYTES_CEILING = 16 * MIB
 
 TRANSACTION_OPERATIONS_CEILING = 1_024
 TRANSACTION_BYTES_CEILING = 32 * MIB
-"""A transaction stands in one log entry. These four are `kv.limits`' constants, which this layer cannot import; a test
-compares them."""
+SESSION_REPLY_BYTES_CEILING = 32 * MIB
+"""A transaction stands in one log entry, a session with its kept replies in one record. These five are `kv.limits`'
+constants, which this layer cannot import; a test compares them."""
 
 FRAME_OVERHEAD_BYTES = 64 * KIB
 """Room in a frame for headers, message fields and the sessions' stamps around the bytes that are counted."""
@@ -347,6 +348,13 @@ class Limits:
         32 * MIB,
         about="Bytes of one request, be it a single put, a batch or a transaction (gRPC's default for received messages).",
     )
+    batch_reply_bytes_max: int = _size(
+        32 * MIB,
+        1 * MIB,
+        1 * GIB,
+        about="Values in the answer to one batch: one transaction's most. Reads beyond it are refused, to be asked for again;\n"
+        "what a write would have returned is then reported as unknown. Bounds what one caller can make a node hold.",
+    )
     transaction_operations_max: int = _count(
         128, 1, TRANSACTION_OPERATIONS_CEILING, about="Per branch of a transaction, and for its conditions (etcd: 128)."
     )
@@ -404,7 +412,10 @@ class Limits:
         1_024, 1, 65_536, about="Sequence numbers from the first unacknowledged one that a session may have in flight."
     )
     session_reply_bytes_max: int = _size(
-        1 * MIB, 1, 1 * GIB, about="Replies kept for one session's retries; beyond, its new commands are refused."
+        1 * MIB,
+        1,
+        SESSION_REPLY_BYTES_CEILING,
+        about="Replies kept for one session's retries; beyond, its new commands are refused.",
     )
     session_reply_bytes_total_max: int = _size(
         32 * MIB,

@@ -3,21 +3,22 @@
 Rules of this file:
 - an operation that is refused here gets its error in its place and does not hold up the others;
 - what is handed to the node is one list per turn, whatever number of batches it comes from;
+- an answer is bounded, however small the request: what goes beyond is reported, never cut off;
 - a batch is complete when every operation has its result; then, and only then, its owner is told.
 """
 
 from collections.abc import Callable, Sequence
 
 from raftcache.edge.front import Peer
-from raftcache.errors import RaftCacheError
+from raftcache.errors import OutcomeUnknown, Overloaded, RaftCacheError
 from raftcache.gateway.decode import decode_item
-from raftcache.gateway.encode import fill_result
+from raftcache.gateway.encode import fill_result, value_bytes
 from raftcache.gateway.errors import fill_detail
 from raftcache.gateway.gateway import Gateway
 from raftcache.gateway.order import SlotOrder
 from raftcache.ids import Slot
 from raftcache.kv.limits import check_operation, check_stamp
-from raftcache.kv.operations import Operation
+from raftcache.kv.operations import Get, Operation
 from raftcache.node.api import Reply, Request
 from raftcache.v1 import kv_pb2
 
@@ -25,7 +26,7 @@ from raftcache.v1 import kv_pb2
 class Batch:
     """One batch that is being worked on."""
 
-    __slots__ = ("bytes", "operations", "remaining", "response")
+    __slots__ = ("bytes", "operations", "remaining", "reply_bytes", "response")
 
     def __init__(self, response: kv_pb2.BatchResponse | kv_pb2.PipelineResponse, operations: int, size: int) -> None:
         self.response = response
@@ -36,6 +37,8 @@ class Batch:
         """Operations without a result."""
         self.bytes = size
         """Of the request."""
+        self.reply_bytes = 0
+        """Of the values in `response`."""
 
 
 _Token = tuple[Batch, kv_pb2.OperationResult, Operation, Slot]
@@ -87,9 +90,15 @@ class BatchRunner:
             return
         complete: list[Batch] = []
         answered, hints = self._order.answered, self._gateway.routes.hint
+        bytes_max = self._gateway.settings.batch_reply_bytes_max
         for reply in replies:
             batch, result, operation, slot = _token_of(reply)
-            fill_result(result, operation, reply, hints)
+            size = value_bytes(reply.result)
+            if size and batch.reply_bytes + size > bytes_max:
+                fill_detail(result.error, _reply_too_large(operation, bytes_max), reply.shard)
+            else:
+                batch.reply_bytes += size
+                fill_result(result, operation, reply, hints)
             answered(slot)
             batch.remaining -= 1
             if not batch.remaining:
@@ -102,6 +111,18 @@ class BatchRunner:
         """The caller is gone: what was not handed over never will be, and late replies are dropped."""
         self._stopped = True
         self._order.forget_waiting()
+
+
+def _reply_too_large(operation: Operation, bytes_max: int) -> RaftCacheError:
+    limit = f"the values in the answer to one batch are limited to limits.batch_reply_bytes_max, {bytes_max} bytes"
+    facts = {"setting": "limits.batch_reply_bytes_max", "limit": str(bytes_max)}
+    if isinstance(operation, Get):
+        return Overloaded(f"{limit}: ask for this key in another batch", metadata=facts)
+    return OutcomeUnknown(
+        f"the operation was carried out, and what it returned does not fit: {limit}. Under a session, send it again "
+        f"with the same sequence number; else read the key",
+        metadata=facts,
+    )
 
 
 def keys_of(operation: Operation) -> Sequence[bytes]:

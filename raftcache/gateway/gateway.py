@@ -25,6 +25,8 @@ class GatewaySettings:
     """`limits.batch_operations_max`."""
     batch_bytes_max: int = 4 << 20
     """`limits.batch_bytes_max`, of any one request."""
+    batch_reply_bytes_max: int = 32 << 20
+    """`limits.batch_reply_bytes_max`: the values in the answer to one batch."""
     deadline_default_ms: int = 10_000
     """For calls without a deadline. Twice `limits.patience_ms`: a call that found no leader still gets its error."""
     deadline_max_ms: int = 60_000
@@ -34,7 +36,7 @@ class GatewaySettings:
     pipeline_operations_max: int = 4_000
     """... and their operations: four full batches, one on its way through each of network, log, apply and reply."""
     pipeline_bytes_max: int = 16 << 20
-    """... and their bytes: four full batches."""
+    """... and their bytes: four full batches. Answers that the transport has not taken may have as many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,16 @@
 """`Pipeline`: a stream of batches with a bounded window.
 
 Rules of this file:
-- the window counts what was read from the client and whose answer has not left for it: batches, operations and bytes.
-  While one of the three is full nothing is read, so a client that sends faster than the cluster works, or that does not
-  read its answers, is slowed down by its own transport;
+- the window counts what was read from the client and whose answer has not left for it: batches, operations and bytes,
+  those of requests and those of answers. While one of these is full nothing is read, so a client that sends faster than
+  the cluster works, or that does not read its answers, is slowed down by its own transport;
 - a batch that is refused as a whole (too large, expired, not decodable) gets its error as an answer; the stream lives on.
   Only a message that is no `PipelineRequest` at all ends it, because there is no id to answer it under;
 - when the server stops, everything that was read is answered, and then the stream ends as UNAVAILABLE: what has no
   answer by then was never read, and had no effect.
 """
+
+from collections import deque
 
 from raftcache.clock import NS_PER_MS
 from raftcache.edge.front import NO_DEADLINE, Call, StreamSink
@@ -33,6 +35,9 @@ class Pipeline:
         """In flight: read and not answered."""
         self._bytes = 0
         """Of the requests in flight."""
+        self._untaken: deque[int] = deque()
+        """Bytes of each answer that the transport has not taken, in order."""
+        self._untaken_bytes = 0
         self._unanswered = 0
         """Batches read and not answered."""
         self._ending: RaftCacheError | None = None
@@ -50,6 +55,7 @@ class Pipeline:
             and self._batches < settings.pipeline_batches_max
             and self._operations < settings.pipeline_operations_max
             and self._bytes < settings.pipeline_bytes_max
+            and self._untaken_bytes < settings.pipeline_bytes_max
         )
 
     def receive(self, messages: list[bytes]) -> None:
@@ -80,6 +86,8 @@ class Pipeline:
     def sent(self, count: int) -> None:
         """The transport has taken answers."""
         self._batches -= count
+        for _ in range(count):
+            self._untaken_bytes -= self._untaken.popleft()
         assert self._batches >= self._unanswered, (
             f"{self._batches} batches in the window, {self._unanswered} unanswered"
         )
@@ -131,7 +139,11 @@ class Pipeline:
             self._bytes -= batch.bytes
         self._unanswered -= len(batches)
         assert self._unanswered >= 0 <= self._operations, f"{self._unanswered} batches, {self._operations} operations"
-        self._sink.send([batch.response.SerializeToString() for batch in batches])
+        answers = [batch.response.SerializeToString() for batch in batches]
+        sizes = [len(answer) for answer in answers]
+        self._untaken.extend(sizes)
+        self._untaken_bytes += sum(sizes)
+        self._sink.send(answers)
         self._maybe_finish()
         self._maybe_resume()
 

@@ -213,6 +213,7 @@ class NodeProcess:
             insecure=config.tls.insecure,
             begin_snapshot=handler.on_snapshot,
             bootstrap_kinds=BOOTSTRAP_KINDS,
+            incarnations=handler.incarnations,
             report=observer.event,
         )
         try:
@@ -395,7 +396,9 @@ class NodeProcess:
             clock=self._clock,
             kv_limits=kv_limits(config),
             settings=GatewaySettings(
-                batch_operations_max=limits.batch_operations_max, batch_bytes_max=limits.batch_bytes_max
+                batch_operations_max=limits.batch_operations_max,
+                batch_bytes_max=limits.batch_bytes_max,
+                batch_reply_bytes_max=limits.batch_reply_bytes_max,
             ),
         )
         files = None

@@ -33,7 +33,7 @@ def test_the_defaults_break_no_rule() -> None:
         ({"raft.inflight_bytes_max": "512KiB"}, "raft.inflight_bytes_max"),
         ({"raft.uncommitted_bytes_max": "2MiB"}, "raft.uncommitted_bytes_max"),
         ({"limits.in_flight_bytes_max": "2MiB"}, "limits.in_flight_bytes_max"),
-        ({"limits.session_reply_bytes_max": "64MiB"}, "limits.session_reply_bytes_total_max"),
+        ({"limits.session_reply_bytes_total_max": "512KiB"}, "limits.session_reply_bytes_total_max"),
         ({"listen.peer": "127.0.0.1:7400"}, "listen.peer"),
         ({"listen.client": ""}, "listen.client"),
         ({"listen.client": "0.0.0.0:7400", "tls.insecure": True}, "listen.advertise_client"),

@@ -243,6 +243,19 @@ def test_a_batch_is_handed_over_in_one_list(caller: Caller) -> None:
     assert 100 == sum(len(requests) for requests in caller.node.submitted[:1])
 
 
+def test_what_a_batch_brings_back_is_bounded() -> None:
+    """Reads beyond the limit can be asked for again; a write beyond it was carried out, and says that it is unknown."""
+    node = MemoryNode()
+    caller = Caller(node, node.gateway(GatewaySettings(batch_reply_bytes_max=2_500)))
+    caller.put(b"k", bytes(1_000))
+    swap = kv_pb2.PutRequest(key=b"k", value=b"new", return_previous=True)
+    results = caller.batch(*[get_item(b"k")] * 3, kv_pb2.Operation(put=swap), get_item(b"k"))
+    assert ["", "", "OVERLOADED", "OUTCOME_UNKNOWN", ""] == [result.error.reason for result in results]
+    assert [True, False] == [results[2].error.definite, results[3].error.definite]
+    assert "limits.batch_reply_bytes_max, 2500 bytes" in results[2].error.message
+    assert b"new" == results[4].get.entry.value, "a later small result still fits"
+
+
 def test_an_empty_batch_is_answered(caller: Caller) -> None:
     """No operations, no results, and nothing for the node."""
     assert [] == caller.batch()

@@ -135,6 +135,17 @@ def test_a_client_that_does_not_read_is_not_read_from(client: Client) -> None:
     assert (True, 1) == (client.stream.reading, client.resumed)
 
 
+def test_large_answers_that_nobody_reads_fill_the_window(client: Client) -> None:
+    """A small request may have a large answer: a client that asks for much and reads nothing is not read from."""
+    for number in range(3):
+        client.request(number, put_item(b"k%d" % number, bytes(9_000)))
+    client.reads = False
+    client.request(3, *[get_item(b"k%d" % number) for number in range(3)])
+    assert not client.stream.reading
+    client.stream.sent(1)
+    assert (True, 1) == (client.stream.reading, client.resumed)
+
+
 def test_a_refused_batch_does_not_end_the_stream(client: Client) -> None:
     """A batch beyond the limits gets one error, definite, and the next is served."""
     client.request(1, *[put_item(b"k", b"v")] * 11)
