@@ -141,7 +141,7 @@ class ReplicaLog:
         cached_from = start + len(self._terms) - len(self._cached)
         if lo >= cached_from:
             return self._cached[lo - cached_from : end - cached_from]
-        found = self._read(lo, min(end, cached_from))
+        found = self._read(lo, Index(min(end, cached_from)))
         if end > cached_from:
             found += self._cached[: end - cached_from]
         return found
