@@ -86,15 +86,17 @@ class Cluster:
         )
         self.endpoints = json.loads(ready)["endpoints"]
 
-    def kill(self, names: list[str]) -> None:
-        """kill -9, all of them at the same moment."""
+    def kill(self, names: list[str]) -> float:
+        """kill -9, all of them at the same moment, which is returned (monotonic seconds)."""
         listed = json.loads(self._run("dev", "ps", "-o", "json"))
         processes = {node["name"]: node["pid"] for node in listed["clusters"][0]["nodes"]}
         dead = [name for name in names if processes[name] is None]
         if dead:
             raise Failed(f"{', '.join(dead)} ended by itself; its log says why")
+        moment = time.monotonic()
         for name in names:
             os.kill(processes[name], signal.SIGKILL)
+        return moment
 
     def restart_dead(self) -> None:
         """Until they listen; they may have no leader yet."""
@@ -349,8 +351,7 @@ def kill_one(
     """kill -9 of the node that leads most; the others go on; it comes back."""
     story.victim, story.victim_led = busiest(client)
     story.say(f"kill -9 {story.victim}, which leads {story.victim_led} of {SHARDS} shards")
-    killed = time.monotonic()
-    cluster.kill([story.victim])
+    killed = cluster.kill([story.victim])
     dead = time.monotonic()
     wait(lambda: clients.has_answered_since(dead), "every shard to acknowledge writes again")
     story.say(f"every shard acknowledges writes again, {time.monotonic() - killed:.1f} s later")
@@ -365,8 +366,7 @@ def kill_one(
 def kill_all(cluster: Cluster, clients: Load, story: Story, ledger: Ledger, seconds: float) -> None:
     """kill -9 of all nodes at once; all come back."""
     story.say("kill -9 of all three nodes at once")
-    killed = time.monotonic()
-    cluster.kill([f"n{number}" for number in range(1, NODES + 1)])
+    killed = cluster.kill([f"n{number}" for number in range(1, NODES + 1)])
     dead = time.monotonic()
     story.say("starting them again")
     cluster.restart_dead()
