@@ -129,7 +129,8 @@ class Node:
         "Relative paths start at the working directory.",
     )
     labels: Mapping[str, str] = _labels(
-        about='Where the node stands, for placement: {host = "h1", zone = "a"}. Replicas of one shard avoid equal labels.'
+        about='Where the node stands: {host = "h1", zone = "a"}. Kept for placement by labels, which this release does not do:\n'
+        "it spreads the replicas of a shard over nodes, whatever their labels."
     )
 
 
@@ -138,8 +139,8 @@ class Cluster:
     """How to find the others."""
 
     seeds: tuple[str, ...] = _list(
-        about='Peer addresses to ask first: ["n1:7401", "n2:7401"]. Hints: names are resolved at each dial, and a node\n'
-        "that has been a member also remembers the addresses it last knew."
+        about='Peer addresses of other members: ["n1:7401", "n2:7401"]. Kept for discovery, which this release does not do:\n'
+        "`raftcache init` and `raftcache node join` name the nodes, and a member remembers the addresses it last knew."
     )
 
 
@@ -227,7 +228,7 @@ class Storage:
         16 * MIB,
         16 * TIB,
         about="Most that one shard's live state can grow to. Reserves addresses, not disk; a map cannot be enlarged while\n"
-        "in use, so it is large from the start. A full map makes the shard refuse writes.",
+        "in use, so it is large from the start. Where it is full, the shard stops on this node until it is larger.",
     )
     commit_commands_max: int = _count(
         2_000,

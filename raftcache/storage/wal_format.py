@@ -159,8 +159,6 @@ _REPLICA = struct.Struct("<Q")
 
 ENTRY_BYTES = _ENTRY.size
 """What an entry costs in the log beside its data."""
-RECORD_BYTES_MAX = _SNAPSHOT_HEADER.size
-"""No record's fixed part is longer, but that of an `Opening`."""
 
 
 @dataclass(slots=True)
