@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from raftcache.edge.front import Peer
 from raftcache.errors import OutcomeUnknown, Overloaded, RaftCacheError
 from raftcache.gateway.decode import decode_item
-from raftcache.gateway.encode import fill_result, value_bytes
+from raftcache.gateway.encode import fill_result
 from raftcache.gateway.errors import fill_detail
 from raftcache.gateway.gateway import Gateway
 from raftcache.gateway.order import SlotOrder
 from raftcache.ids import Slot
 from raftcache.kv.limits import check_operation, check_stamp
-from raftcache.kv.operations import Get, Operation
+from raftcache.kv.operations import Get, Operation, value_bytes
 from raftcache.node.api import Reply, Request
 from raftcache.v1 import kv_pb2
 
@@ -93,7 +93,7 @@ class BatchRunner:
         bytes_max = self._gateway.settings.batch_reply_bytes_max
         for reply in replies:
             batch, result, operation, slot = _token_of(reply)
-            size = value_bytes(reply.result)
+            size = 0 if isinstance(reply.result, RaftCacheError) else value_bytes(reply.result)
             if size and batch.reply_bytes + size > bytes_max:
                 fill_detail(result.error, _reply_too_large(operation, bytes_max), reply.shard)
             else:

@@ -79,21 +79,6 @@ def fill_result(message: kv_pb2.OperationResult, operation: Operation, reply: Re
     encoder.fill(answer, operation, result)
 
 
-def value_bytes(result: Result | RaftCacheError) -> int:
-    """Bytes of the values that a result carries."""
-    match result:
-        case WriteResult(previous=None, current=None):
-            return 0
-        case GetResult():
-            return 0 if result.entry is None else len(result.entry.value)
-        case WriteResult():
-            return sum(len(entry.value) for entry in (result.previous, result.current) if entry is not None)
-        case TransactionResult():
-            return sum(value_bytes(inner) for inner in result.results)
-        case _:
-            return 0
-
-
 def encode_reply(operation: Operation, reply: Reply, hints: Hints) -> bytes:
     """The serialised reply of a unary call. The reply is no failure."""
     result = reply.result

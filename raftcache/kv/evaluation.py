@@ -29,6 +29,7 @@ from raftcache.kv.operations import (
     TransactionOperation,
     TransactionResult,
     WriteResult,
+    value_bytes,
 )
 
 _Comparable = TypeVar("_Comparable", int, bytes)
@@ -68,7 +69,7 @@ class Evaluation:
         reply_bytes = 0
         for operation in transaction.then if succeeded else transaction.otherwise:
             result = self._evaluate(operation)
-            reply_bytes += _reply_bytes(result)
+            reply_bytes += value_bytes(result)
             if reply_bytes > TRANSACTION_REPLY_BYTES_CEILING:
                 raise BatchTooLarge(
                     f"the transaction's results have more than {TRANSACTION_REPLY_BYTES_CEILING} bytes; read less in it"
@@ -182,15 +183,3 @@ def _compare(actual: _Comparable, comparison: Comparison, wanted: _Comparable) -
             return actual < wanted
         case _:
             assert_never(comparison)
-
-
-def _reply_bytes(result: OperationResult) -> int:
-    match result:
-        case GetResult():
-            return 0 if result.entry is None else len(result.entry.value)
-        case WriteResult():
-            return sum(len(entry.value) for entry in (result.previous, result.current) if entry is not None)
-        case IncrementResult():
-            return 0
-        case _:
-            assert_never(result)

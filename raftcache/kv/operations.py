@@ -9,6 +9,7 @@ Rules of this file:
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import assert_never
 
 from raftcache.ids import Revision, Slot
 
@@ -260,6 +261,24 @@ class Failure:
     message: str
 
 
-Result = (
-    GetResult | WriteResult | IncrementResult | ScanResult | TransactionResult | SessionResult | Failure
-)
+Result = GetResult | WriteResult | IncrementResult | ScanResult | TransactionResult | SessionResult | Failure
+
+
+def value_bytes(result: Result) -> int:
+    """Bytes of the values that a result carries."""
+    match result:
+        # What a plain put answers, most of all results.
+        case WriteResult(previous=None, current=None):
+            return 0
+        case GetResult():
+            return 0 if result.entry is None else len(result.entry.value)
+        case WriteResult():
+            return sum(len(entry.value) for entry in (result.previous, result.current) if entry is not None)
+        case ScanResult():
+            return sum(len(entry.value) for entry in result.entries)
+        case TransactionResult():
+            return sum(map(value_bytes, result.results))
+        case IncrementResult() | SessionResult() | Failure():
+            return 0
+        case _:
+            assert_never(result)
