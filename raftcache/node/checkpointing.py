@@ -27,7 +27,6 @@ from raftcache.storage.state import (
     CheckpointVerified,
     IncomingCheckpoint,
     OutgoingCheckpoint,
-    StateLost,
 )
 from raftcache.storage.wal import ReplicaWrite
 
@@ -123,14 +122,14 @@ class Checkpointing:
         try:
             self._engine.commit_state(replica, self._engine.clock.monotonic_ns(), complete=True)
             replica.state.begin_checkpoint(meta, lambda result: self._on_checkpoint(replica, covered, result))
-        except StateLost as error:
+        except Exception as error:  # noqa: BLE001 - the supervisor of replicas
             self._running = NO_REPLICA
-            self._engine.rebuild(replica, str(error))
+            self._engine.on_replica_error(replica, error)
 
     def _on_checkpoint(self, replica: Replica, covered: int, result: CheckpointResult) -> None:
         self._running = NO_REPLICA
         engine = self._engine
-        if engine.replicas.get(replica.replica_id) is not replica:
+        if engine.replicas.get(replica.replica_id) is not replica or replica.stopped:
             return
         match result:
             case CheckpointVerified():
@@ -155,10 +154,13 @@ class Checkpointing:
                     engine.fatal(f"checkpoint of shard {replica.shard}: {result.error}")
 
     def _compact(self, replica: Replica, checkpoint: Index) -> None:
-        """Lets the log go below the checkpoint, but for the trailing part."""
-        compact_to = replica.log.index_keeping(self._engine.settings.trailing_log_bytes, upto=checkpoint)
+        """Lets the log go below the checkpoint, but for the trailing part; all of it where the log is too large."""
+        engine = self._engine
+        over = engine.wal.log_bytes > engine.settings.log_bytes_max
+        trailing = 0 if over else engine.settings.trailing_log_bytes
+        compact_to = replica.log.index_keeping(trailing, upto=checkpoint)
         if compact_to >= replica.log.first_index():
-            self._engine.write_later(ReplicaWrite(replica.replica_id, compact_to=compact_to))
+            engine.commit.write_later(ReplicaWrite(replica.replica_id, compact_to=compact_to))
 
     # --- Sending them -------------------------------------------------------------------------------------------------
 
@@ -169,6 +171,7 @@ class Checkpointing:
         node = engine.node_of(message.to)
         meta = replica.log.snapshot()
         if pair in self._sending:
+            # On its way, perhaps for an earlier term: its end is reported to whoever waits then.
             return
         if node is None or meta is None or len(self._sending) >= engine.settings.snapshots_out_max:
             replica.raft.report_snapshot(message.to, False)
@@ -194,9 +197,11 @@ class Checkpointing:
             self.snapshot_failures += 1
         engine = self._engine
         engine.observer.event("snapshot_sent", shard=replica.shard, to=to, index=reader.meta.index, ok=ok)
-        if engine.replicas.get(replica.replica_id) is replica and not replica.stopped:
-            replica.raft.report_snapshot(to, ok)
-            engine.touch(replica)
+        # Whoever the replica is now: one that was rebuilt meanwhile may wait for this very transfer (see `send`).
+        current = engine.replicas.get(replica.replica_id)
+        if current is not None and not current.stopped:
+            current.raft.report_snapshot(to, ok)
+            engine.touch(current)
 
     # --- Receiving them -----------------------------------------------------------------------------------------------
 

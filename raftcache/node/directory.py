@@ -55,13 +55,16 @@ class ReplicaChange:
     """The one membership change in progress in a shard; the shard's leader carries it out and then clears it."""
 
     action: str
-    """`add`, `remove`, `move` or `promote`."""
+    """`add`, `remove`, `move`, `promote`; or `cancel`: whatever brings `incoming` is given up, if it is not too late."""
     incoming: ReplicaId = ReplicaId(0)
     """Becomes a voter (0 = none)."""
     outgoing: ReplicaId = ReplicaId(0)
     """Leaves the group (0 = none)."""
 
     def describe(self) -> str:
+        """In words, for operators."""
+        if self.action == "cancel":
+            return f"cancel: replica {self.incoming} is not to come after all"
         parts = [self.action]
         if self.incoming:
             parts.append(f"replica {self.incoming} comes")
@@ -240,6 +243,9 @@ def with_change(
     incoming, outgoing = _ends(shard, action, node, target)
     if incoming is None and outgoing is None:
         return directory
+    if action == "remove" and shard.change is not None and outgoing is not None:
+        if outgoing.replica == shard.change.incoming:
+            return _with_cancel(directory, shard, shard.change)
     next_replica = directory.next_replica
     replicas = shard.replicas
     incoming_id = ReplicaId(0)
@@ -259,11 +265,22 @@ def with_change(
         ):
             return directory
         raise PreconditionFailed(
-            f"shard {shard_id} has a change in progress ({shard.change.describe()}); "
-            "wait for it (`raftcache shard list` shows what it waits for)"
+            f"shard {shard_id} has a change in progress ({shard.change.describe()}); wait for it (`raftcache shard list` "
+            "shows what it waits for), or `remove` the replica that comes, which cancels it"
         )
     changed = replace(shard, replicas=replicas, change=change)
     return replace(directory, shards=directory.shards | {shard_id: changed}, next_replica=next_replica)
+
+
+def _with_cancel(directory: Directory, shard: DirectoryShard, change: ReplicaChange) -> Directory:
+    """To remove the replica that a change brings is to give that change up, as when its node never comes.
+
+    The shard's leader decides what that means: a replica that is a voter already stays, and the change is finished.
+    """
+    if change.action == "cancel":
+        return directory
+    changed = replace(shard, change=replace(change, action="cancel"))
+    return replace(directory, shards=directory.shards | {shard.shard: changed})
 
 
 def _ends(

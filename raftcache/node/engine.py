@@ -10,11 +10,10 @@ One turn of the loop (paper Figure 2 and thesis §10.2.1 give the order; the bat
 
 Rules of this file:
 - synchronous: nothing here awaits. The loop (production) or the simulator calls `tick`, `turn`, `on_messages`, `submit`;
-- at most one fdatasync is in flight; what must be durable meanwhile waits in `_group` and goes with the next;
-- `Ready`s of a replica are persisted in the order in which they were taken;
-- a failed fsync ends the process (`fatal`); a bug (`AssertionError`) or lost state ends one replica, not the node.
-
-Invariant: a promise (vote, acknowledgement) never leaves before the sync that covers it returned.
+- durability is `GroupCommit`'s, the coming and going of replicas `Lifecycle`'s, routes are `KnownPlaces`' and `Router`'s;
+- a failed fsync ends the process (`fatal`). The engine supervises its replicas: lost state is rebuilt, and any other
+  exception in one (a bug) stops that one and nothing else; the others of the node, and its peers elsewhere, go on;
+- after `close` nothing happens any more, whoever calls.
 """
 
 from __future__ import annotations
@@ -25,27 +24,26 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
 from raftcache.clock import Clock
-from raftcache.errors import Corruption, RaftCacheError, StorageFull, Unavailable
-from raftcache.ids import CATALOG_SHARD, NO_REPLICA, Index, NodeId, ReplicaId, ShardId
+from raftcache.errors import Corruption, RaftCacheError, StorageFull, Unavailable, UnsupportedVersion
+from raftcache.ids import CATALOG_SHARD, NO_REPLICA, NodeId, ReplicaId, ShardId
 from raftcache.kv.limits import KvLimits
 from raftcache.kv.machine import Machine
 from raftcache.kv.operations import SYSTEM_NAMESPACE, Get, GetResult
 from raftcache.kv.slots import SHARD_WIDE
 from raftcache.node.api import ReplySink, Request
 from raftcache.node.checkpointing import Checkpointing
-from raftcache.node.directory import DIRECTORY_KEY, Directory
+from raftcache.node.directory import DIRECTORY_KEY, Directory, DirectoryNode
+from raftcache.node.group_commit import GroupCommit, Scheduler, Taken
 from raftcache.node.keeper import Keeper
 from raftcache.node.kinds import KIND_FORWARD
+from raftcache.node.lifecycle import Lifecycle
 from raftcache.node.observer import Observer
+from raftcache.node.places import KnownPlaces
 from raftcache.node.replica import Replica
 from raftcache.node.router import Router
 from raftcache.node.settings import EngineSettings
-from raftcache.node.tracing import EntryTraces
-from raftcache.raft.configuration import decode_configuration
-from raftcache.raft.core import Raft, RaftConfig
 from raftcache.raft.messages import (
     Append,
-    Configuration,
     Heartbeat,
     InstallSnapshot,
     Message,
@@ -53,12 +51,11 @@ from raftcache.raft.messages import (
     Role,
 )
 from raftcache.storage.state import OutgoingCheckpoint, StateLost, StateStore
-from raftcache.storage.wal import ReplicaWrite, Wal
-from raftcache.telemetry.names import SPAN_FSYNC
-from raftcache.telemetry.tracing import NO_SPAN, NO_TRACER, Span, Tracer
+from raftcache.storage.wal import Wal
+from raftcache.telemetry.tracing import NO_TRACER, Tracer
 
-KEEP_LOG_TICKS = 10
-"""The log is kept about once a second: a few unlinks, and one fdatasync where something was written since."""
+HOUSEKEEPING_TICKS = 10
+"""About once a second: a few unlinks, a look at the disk, and one fdatasync where something was written since."""
 ROUNDS_PER_TURN_MAX = 4
 """Rounds of one turn: propose, persist, commit of a one-voter group, apply. The rest waits until the loop has done I/O."""
 
@@ -87,22 +84,13 @@ class Network(Protocol):
     def connected(self, node: NodeId) -> bool: ...
 
 
-class Scheduler(Protocol):
-    """Who runs the engine: an event loop, or the simulator."""
-
-    def call_soon(self, function: Callable[[], None]) -> None: ...
-    def run_blocking(self, work: Callable[[], None], done: Callable[[], None]) -> None:
-        """Runs `work` off the loop, then `done` on it."""
-        ...
-
-
 class Engine:
     """See the module. Built by the composition root once the node belongs to a cluster."""
 
     def __init__(
         self,
         *,
-        node: NodeId,
+        entry: DirectoryNode,
         settings: EngineSettings,
         limits: KvLimits,
         wal: Wal,
@@ -113,205 +101,154 @@ class Engine:
         random: random_module.Random,
         observer: Observer,
         directory: Directory,
-        on_directory: Callable[[Directory], None],
+        on_directory: Callable[[Directory], bool],
         fatal: Callable[[str], NoReturn],
         disk_free: Callable[[], int],
         tracer: Tracer = NO_TRACER,
     ) -> None:
-        self.node = node
+        """`entry`: this node as it is now. `on_directory` keeps a newer directory, and says whether the disk took it."""
+        self.node = entry.node
+        self.entry = entry
         self.settings = settings
+        self.limits = limits
         self.clock = clock
+        self.random = random
         self.observer = observer
-        self.directory = directory
         self.fatal = fatal
         self.draining = False
         self.strangers = 0
-        """Messages for a replica that is not here."""
+        """Messages for a replica that is not here, or of one that is not where they came from."""
         self.replicas: dict[ReplicaId, Replica] = {}
         self.network = network
+        self.wal = wal
+        self.places = KnownPlaces(
+            node=self.node,
+            directory=directory,
+            network=network,
+            clock=clock,
+            random=random,
+            on_leader=lambda shard: self.router.retry(shard),  # noqa: PLW0108 - the router is built next
+        )
         self.router = Router(
             settings=settings,
             clock=clock,
-            places=self,
+            places=self.places,
             forward=self._forward,
             touch=self.touch,
             damaged=self.rebuild,
             wake=self._schedule,
         )
-        self.wal = wal
+        self.commit = GroupCommit(
+            wal=wal,
+            settings=settings,
+            scheduler=scheduler,
+            clock=clock,
+            observer=observer,
+            tracer=tracer,
+            flush=network.flush,
+            persisted=self._persisted,
+            wake=self._schedule,
+        )
+        self.lifecycle = Lifecycle(self, open_state, tracer)
         self.checkpointing = Checkpointing(self)
         self.keeper = Keeper(self)
-        self._limits = limits
-        self._open_state = open_state
         self._scheduler = scheduler
-        self._random = random
         self._disk_free = disk_free
-        self._tracer = tracer
         self._on_directory = on_directory
-        self._by_shard: dict[ShardId, Replica] = {}
-        self._replica_nodes: dict[ReplicaId, NodeId] = {}
-        self._slot_table = directory.slot_table()
-        self._leader_hints: dict[ShardId, NodeId] = {}
+        self._directory_kept = True
         self._touched: dict[ReplicaId, Replica] = {}
-        self._group: list[tuple[Replica, Ready]] = []
-        self._side_writes: list[ReplicaWrite] = []
-        self._syncing = False
-        self._between_syncs: list[Callable[[], None]] = []
         self._turn_scheduled = False
-        self._in_turn = False
-        self._sync_mean_ns = 0
-        self._full = False
-        """The log has no room: the group waits for the next tick."""
         self._preallocating = False
+        self._closed = False
         self._ticks = 0
 
     # --- Life ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Opens every replica that the log knows. Raises: `Corruption`, with what to do."""
-        for replica_id in self.wal.replicas():
-            self._open_replica(replica_id, self.wal.shard(replica_id))
-        self.adopt(self.directory, force=True)
+        """Opens every replica that the log knows. Raises: `UnsupportedVersion`: files of a newer release."""
+        self.lifecycle.open_all()
+        catalog = self.local(CATALOG_SHARD)
+        if catalog is not None and catalog.machine is not None:
+            # It may be newer than the copy beside it.
+            self._read_directory(catalog)
+        self.lifecycle.match_soon()
 
     def close(self) -> None:
-        """Writes the clean-shutdown markers and closes everything. Nothing may be called afterwards."""
+        """Answers everything, writes the clean-shutdown markers and closes. What is called afterwards does nothing."""
+        self._closed = True
+        # A sync may be in flight in its thread, and nothing may touch the log beside it.
+        self._scheduler.wait()
+        self.router.close()
+        ending = Unavailable("the node is shutting down")
         for replica in self.replicas.values():
-            replica.abandon(Unavailable("the node is shutting down"))
-        self.router.flush()
+            replica.abandon(ending)
+        self.router.finish()
         for replica in self.replicas.values():
             if replica.machine is not None and not replica.stopped:
-                replica.machine.flush()
-                replica.state.close_clean()
+                # Without its marker a state is rebuilt at the next start; the others must get theirs all the same.
+                with contextlib.suppress(RaftCacheError, AssertionError):
+                    replica.machine.flush()
+                    replica.state.close_clean()
+            replica.state.discard_live()
         self.wal.close()
 
     def submit(self, requests: Sequence[Request], sink: ReplySink) -> None:
         """See `node.api.Submit`."""
         self.router.submit(requests, sink)
+        if self._closed:
+            self.router.flush()
 
     # --- Replicas -----------------------------------------------------------------------------------------------------
 
-    def _open_replica(self, replica_id: ReplicaId, shard: ShardId) -> Replica:
-        """From what is durable to a running replica: checkpoint or clean live state, then the log after it."""
-        log = self.wal.log(replica_id)
-        state = self._open_state(replica_id, shard)
-        machine = None
-        applied = Index(0)
-        configuration = Configuration()
-        records = None
-        try:
-            records = state.open()
-        except Corruption as damage:
-            # The log and the vote are intact. The core sees a log that begins after the state and asks its leader for a
-            # snapshot; until that is installed it votes and acknowledges, but neither campaigns nor serves.
-            self.observer.event("state_lost", shard=shard, replica=replica_id, reason=str(damage))
-        if records is not None:
-            machine = Machine(records, self._limits)
-            applied = machine.applied_index
-            configuration = decode_configuration(machine.configuration)
-            newest = state.newest()
-            if newest is not None:
-                log.set_snapshot(newest)
-            if log.term(applied) != machine.applied_term:
-                # A crash came between installing a snapshot and the log's record of it: finish the installation.
-                assert newest is not None, f"a state at {applied} that no checkpoint vouches for is not in the log"
-                assert newest.index == applied, f"the state is at {applied}, its checkpoint at {newest.index}"
-                self.wal.write([ReplicaWrite(replica_id, snapshot=newest)])
-                self.wal.sync()
-        raft = Raft(
-            RaftConfig(
-                replica=replica_id,
-                election_timeout_ticks=self.settings.election_timeout_ticks,
-                heartbeat_ticks=self.settings.heartbeat_ticks,
-                append_bytes_max=self.settings.append_bytes_max,
-                inflight_messages_max=self.settings.inflight_messages_max,
-                inflight_bytes_max=self.settings.inflight_bytes_max,
-                uncommitted_bytes_max=self.settings.uncommitted_bytes_max,
-                committed_bytes_max_per_ready=self.settings.committed_bytes_per_ready,
-                reads_pending_max=self.settings.reads_pending_max,
-            ),
-            log,
-            hard_state=self.wal.hard_state(replica_id),
-            configuration=configuration,
-            configurations=log.configurations(after=applied),
-            applied=applied,
-            random=self._random,
-        )
-        replica = Replica(
-            shard=shard,
-            replica_id=replica_id,
-            raft=raft,
-            log=log,
-            state=state,
-            machine=machine,
-            settings=self.settings,
-            answer=self.router.settle,
-        )
-        if self._tracer.active:
-            replica.traces = EntryTraces(self._tracer, shard)
-        self.replicas[replica_id] = replica
-        self._by_shard[shard] = replica
-        self.observer.event(
-            "replica_opened", shard=shard, replica=replica_id, applied=applied, last_index=log.last_index()
-        )
-        return replica
+    @property
+    def directory(self) -> Directory:
+        """The newest directory that this node has seen."""
+        return self.places.directory
 
-    def _create_replica(self, replica_id: ReplicaId, shard: ShardId) -> None:
-        """A new member of a running group: an empty log, no state, no configuration; the leader sends the rest."""
-        self.wal.create(replica_id, shard, None)
-        self.wal.sync()
-        self._open_replica(replica_id, shard)
+    def local(self, shard: ShardId) -> Replica | None:
+        """This node's replica of the shard."""
+        return self.places.local(shard)
 
-    def _destroy_replica(self, replica: Replica) -> None:
-        """The directory no longer lists it, so its group removed it: leave a durable tombstone, then delete its files."""
-        replica.abandon(Unavailable(f"shard {replica.shard} left this node"))
-        self.replicas.pop(replica.replica_id, None)
-        if self._by_shard.get(replica.shard) is replica:
-            del self._by_shard[replica.shard]
+    def owner(self, slot: int) -> ShardId:
+        """The shard that owns the slot; -1 where nobody does."""
+        return self.places.owner(slot)
+
+    def known_leader(self, shard: ShardId) -> NodeId | None:
+        """The node that is known to lead the shard, this one included."""
+        return self.places.known_leader(shard)
+
+    def node_of(self, replica_id: ReplicaId) -> NodeId | None:
+        """Where a replica is."""
+        return self.places.node_of(replica_id)
+
+    def house(self, replica: Replica) -> None:
+        """A replica was opened; it takes the place of an older object of its id."""
+        self.replicas[replica.replica_id] = replica
+        self.places.house(replica)
         self._touched.pop(replica.replica_id, None)
-        self._group = [(other, ready) for other, ready in self._group if other is not replica]
-        self.wal.remove(replica.replica_id)
-        self.wal.sync()
-        replica.state.destroy()
-        self.observer.event("replica_removed", shard=replica.shard, replica=replica.replica_id)
 
-    def between_syncs(self, action: Callable[[], None]) -> None:
-        """Runs `action` when no fdatasync is in flight: now, or right after the present one."""
-        if self._syncing or self._in_turn:
-            self._between_syncs.append(action)
-            self._schedule()
-        else:
-            action()
+    def evict(self, replica: Replica) -> None:
+        """A replica is gone."""
+        self.replicas.pop(replica.replica_id, None)
+        self.places.evict(replica)
+        self._touched.pop(replica.replica_id, None)
+        self.commit.drop(replica)
 
     def rebuild(self, replica: Replica, reason: str) -> None:
-        """The live state is not to be trusted: discard it and come back from checkpoint and log, as after a restart."""
-        self.observer.event("state_lost", shard=replica.shard, replica=replica.replica_id, reason=reason)
-        replica.abandon(Unavailable(f"shard {replica.shard} rebuilds its state on this node: {reason}"))
-        replica.stopped = reason
-        self._touched.pop(replica.replica_id, None)
+        """The live state of the replica is not to be trusted; see `Lifecycle.rebuild`."""
+        self.lifecycle.rebuild(replica, reason)
 
-        def reopen() -> None:
-            if self.replicas.get(replica.replica_id) is not replica:
-                return
-            self._group = [(other, ready) for other, ready in self._group if other is not replica]
-            replica.state.discard_live()
-            try:
-                self._open_replica(replica.replica_id, replica.shard)
-            except (Corruption, StateLost) as error:
-                self.observer.event(
-                    "replica_stopped", shard=replica.shard, replica=replica.replica_id, reason=str(error)
-                )
-
-        self.between_syncs(reopen)
-
-    def _stop(self, replica: Replica, error: BaseException) -> None:
-        """A bug was caught in this replica: it does nothing more; the other replicas of the node go on."""
-        replica.stopped = f"{type(error).__name__}: {error}"
-        replica.abandon(Unavailable(f"shard {replica.shard} stopped on this node: {replica.stopped}"))
-        self.observer.event("replica_stopped", shard=replica.shard, replica=replica.replica_id, reason=replica.stopped)
+    def on_replica_error(self, replica: Replica, error: Exception) -> None:
+        """An exception left a replica's code: its state is lost, or it has a bug."""
+        if isinstance(error, (Corruption, StateLost)):
+            self.lifecycle.rebuild(replica, str(error))
+        else:
+            self.lifecycle.stop(replica, error)
 
     # --- Turns --------------------------------------------------------------------------------------------------------
 
     def touch(self, replica: Replica) -> None:
+        """The replica has something to do."""
         self._touched[replica.replica_id] = replica
         self._schedule()
 
@@ -323,25 +260,19 @@ class Engine:
     def turn(self) -> None:
         """See the module."""
         self._turn_scheduled = False
-        self._in_turn = True
-        try:
-            for _ in range(ROUNDS_PER_TURN_MAX):
-                if not self._touched:
-                    break
-                touched, self._touched = self._touched, {}
-                now_ns = self.clock.monotonic_ns()
-                wall_ms = self.clock.wall_ms()
-                for replica in touched.values():
-                    self._step_replica(replica, now_ns, wall_ms)
-                if not self._syncing and not self._full:
-                    self._persist()
-        finally:
-            self._in_turn = False
-        if not self._syncing:
-            if (self._group or self._side_writes) and not self._full:
-                self._persist()
-            while self._between_syncs and not self._syncing:
-                self._between_syncs.pop(0)()
+        if self._closed:
+            return
+        self.router.try_due()
+        for _ in range(ROUNDS_PER_TURN_MAX):
+            if not self._touched:
+                break
+            touched, self._touched = self._touched, {}
+            now_ns = self.clock.monotonic_ns()
+            wall_ms = self.clock.wall_ms()
+            for replica in touched.values():
+                self._step_replica(replica, now_ns, wall_ms)
+            self.commit.persist()
+        self.commit.finish_turn()
         self.router.flush()
         self.network.flush()
         if self._touched:
@@ -361,17 +292,15 @@ class Engine:
             if replica.raft.has_ready():
                 ready = self._ready_of(replica)
                 self._dispatch(replica, ready, now_ns)
-                self._group.append((replica, ready))
+                self.commit.add(replica, ready)
             if replica.raft.role is not replica.known_role:
                 replica.known_role = replica.raft.role
                 replica.elections += replica.known_role is Role.CANDIDATE
                 replica.led_since_ns = now_ns
             if replica.raft.leader != replica.known_leader:
                 self._on_leader_change(replica)
-        except (Corruption, StateLost) as error:
-            self.rebuild(replica, str(error))
-        except AssertionError as error:
-            self._stop(replica, error)
+        except Exception as error:  # noqa: BLE001 - the supervisor of replicas
+            self.on_replica_error(replica, error)
 
     def _ready_of(self, replica: Replica) -> Ready:
         """The next `Ready`. It reads the log for followers; damage there is not the state's, which could be rebuilt.
@@ -402,15 +331,11 @@ class Engine:
         if node is not None:
             self.network.send(node, replica.shard, message)
 
-    def node_of(self, replica_id: ReplicaId) -> NodeId | None:
-        """Where a replica is, by the directory, or by where its last message came from."""
-        return self._replica_nodes.get(replica_id)
-
     def _install(self, replica: Replica, ready: Ready) -> None:
         """A received snapshot becomes the live state; its file is durable already, the log's record of it comes with the sync."""
         assert ready.snapshot is not None, "only called with a snapshot"
         replica.abandon_through(ready.snapshot.index)
-        replica.machine = Machine(replica.state.install(ready.snapshot), self._limits)
+        replica.machine = Machine(replica.state.install(ready.snapshot), self.limits)
         assert replica.machine.applied_index == ready.snapshot.index, (
             f"snapshot {ready.snapshot.index} holds the state at {replica.machine.applied_index}"
         )
@@ -444,135 +369,72 @@ class Engine:
         replica.uncommitted_commands = replica.uncommitted_bytes = 0
         replica.committed_ns = now_ns
 
-    # --- Durability ---------------------------------------------------------------------------------------------------
-
-    def _persist(self) -> None:
-        """Makes the group durable: one write and one fdatasync for all replicas, or none where nothing needs it."""
-        group, self._group = self._group, []
-        writes, self._side_writes = self._side_writes, []
-        for replica, ready in group:
-            snapshot = None if ready.snapshot_keeps_log else ready.snapshot
-            if ready.entries or ready.hard_state is not None or snapshot is not None:
-                writes.append(ReplicaWrite(replica.replica_id, ready.entries, ready.hard_state, snapshot=snapshot))
-        if not writes:
-            self._persisted(group)
+    def _persisted(self, group: list[Taken]) -> None:
+        """These are durable: promises may leave."""
+        if self._closed:
             return
-        # The leader sends while it writes; it counts itself only when durable (thesis §10.2.1).
-        self.network.flush()
-        try:
-            self.wal.write(writes)
-        except StorageFull as full:
-            self._hold_back(group, full)
-            return
-        self._observe_write(group)
-        span = self._fsync_span(group) if self._tracer.active else NO_SPAN
-        started_ns = self.clock.monotonic_ns()
-        if self._sync_mean_ns <= self.settings.sync_inline_below_ns:
-            self.wal.sync()
-            span.end()
-            self._after_sync(group, started_ns)
-        else:
-            self._syncing = True
-            self._scheduler.run_blocking(self.wal.sync, lambda: self._on_synced(group, started_ns, span))
-
-    def _fsync_span(self, group: list[tuple[Replica, Ready]]) -> Span:
-        links = [
-            span
-            for replica, ready in group
-            if replica.traces is not None
-            for span in replica.traces.recorded(ready.entries)
-        ]
-        return self._tracer.start(SPAN_FSYNC, links=links) if links else NO_SPAN
-
-    def _hold_back(self, group: list[tuple[Replica, Ready]], full: StorageFull) -> None:
-        """No room in the log and none to be had: nothing of the group is promised to anybody until there is.
-
-        The node refuses writes and hands its leaderships to nodes with room; what it holds is tried again each tick.
-        """
-        self._group = group + self._group
-        if not self.router.refusing:
-            self.observer.event("disk_low", reason=full.message)
-        self.router.refusing = full.message
-        self._full = True
-
-    def _observe_write(self, group: list[tuple[Replica, Ready]]) -> None:
-        entries = commands = size = 0
-        for replica, ready in group:
-            entries += len(ready.entries)
-            commands += replica.commands_in(ready.entries)
-            for entry in ready.entries:
-                size += len(entry.data)
-        self.observer.wrote(entries=entries, commands=commands, written_bytes=size)
-
-    def _on_synced(self, group: list[tuple[Replica, Ready]], started_ns: int, span: Span) -> None:
-        self._syncing = False
-        span.end()
-        self._after_sync(group, started_ns)
-        self._schedule()
-
-    def _after_sync(self, group: list[tuple[Replica, Ready]], started_ns: int) -> None:
-        took_ns = self.clock.monotonic_ns() - started_ns
-        self._sync_mean_ns += (took_ns - self._sync_mean_ns) // 16
-        self.observer.synced(took_ns)
-        self._persisted(group)
-
-    def _persisted(self, group: list[tuple[Replica, Ready]]) -> None:
         for replica, ready in group:
             if replica.stopped or self.replicas.get(replica.replica_id) is not replica:
                 continue
             try:
                 replica.raft.persisted(ready)
-            except AssertionError as error:
-                self._stop(replica, error)
-                continue
-            for message in ready.messages_after_persist:
-                self._send(replica, message)
-            if replica.raft.has_ready() or replica.busy():
-                self._touched[replica.replica_id] = replica
-
-    def write_later(self, write: ReplicaWrite) -> None:
-        """A log record that no promise waits for (compaction): it goes with the next sync."""
-        self._side_writes.append(write)
+                for message in ready.messages_after_persist:
+                    self._send(replica, message)
+                if replica.raft.has_ready() or replica.busy():
+                    self._touched[replica.replica_id] = replica
+            except Corruption as damage:
+                self.fatal(f"the log of shard {replica.shard}: {damage}")
+            except Exception as error:  # noqa: BLE001 - the supervisor of replicas
+                self.on_replica_error(replica, error)
 
     # --- What comes in from other nodes -------------------------------------------------------------------------------
 
     def on_messages(self, from_node: NodeId, messages: list[tuple[ShardId, Message]]) -> None:
-        """Steps each message at the replica it names. A message for somebody else is counted and dropped."""
+        """Steps each message at the replica it names. A message for or of somebody else is counted and dropped."""
+        if self._closed:
+            return
         now_ns = self.clock.monotonic_ns()
         for shard, message in messages:
             replica = self.replicas.get(message.to)
-            if replica is None or replica.shard != shard:
+            if replica is None or replica.shard != shard or not self.places.comes_from(message.from_, from_node):
                 self.strangers += 1
                 continue
             if replica.stopped:
                 continue
-            if message.from_ not in self._replica_nodes:
-                self._replica_nodes[message.from_] = from_node
             try:
                 replica.raft.step(message)
+                if isinstance(message, Append) or (isinstance(message, Heartbeat) and message.level):
+                    if replica.raft.leader == message.from_:
+                        replica.heard(message.commit, now_ns)
             except Corruption as damage:
                 self.fatal(f"the log of shard {shard}: {damage}")
-            except AssertionError as error:
-                self._stop(replica, error)
+            except Exception as error:  # noqa: BLE001 - the supervisor of replicas
+                self.on_replica_error(replica, error)
                 continue
-            if isinstance(message, (Append, Heartbeat)) and replica.raft.leader == message.from_:
-                if replica.raft.applied >= message.commit and replica.raft.applied >= replica.raft.commit:
-                    replica.level_ns = now_ns
             self._touched[replica.replica_id] = replica
         self._schedule()
 
     def on_disconnected(self, node: NodeId) -> None:
         """Tells every leader here that its peers on that node miss what was sent."""
+        if self._closed:
+            return
         for replica in self.replicas.values():
             if replica.leads:
                 for peer in replica.raft.progress:
-                    if self._replica_nodes.get(peer) == node:
+                    if self.node_of(peer) == node:
                         replica.raft.report_unreachable(peer)
+
+    def _forward(
+        self, node: NodeId, payload: bytes, on_reply: Callable[[bytes | RaftCacheError], None], deadline_ns: int
+    ) -> None:
+        self.network.request(node, KIND_FORWARD, payload, on_reply, deadline_ns)
 
     # --- Time ---------------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """One tick of Raft time for every replica, and the node's housekeeping."""
+        if self._closed:
+            return
         self._ticks += 1
         now_ns = self.clock.monotonic_ns()
         for replica in list(self.replicas.values()):
@@ -583,41 +445,33 @@ class Engine:
                 replica.expire(now_ns)
                 if replica.uncommitted_commands and now_ns - replica.committed_ns >= self.settings.commit_interval_ns:
                     self.commit_state(replica, now_ns)
-            except StateLost as error:
-                self.rebuild(replica, str(error))
-                continue
-            except AssertionError as error:
-                self._stop(replica, error)
-                continue
-            if replica.raft.has_ready() or replica.busy():
-                self._touched[replica.replica_id] = replica
-        self.router.expire(now_ns)
-        self.router.unpark_all()
-        self._keep_log()
+                if replica.raft.has_ready() or replica.busy():
+                    self._touched[replica.replica_id] = replica
+            except Exception as error:  # noqa: BLE001 - the supervisor of replicas
+                self.on_replica_error(replica, error)
+        self.router.tick(now_ns)
+        self.commit.retry()
+        if self.wal.wants_spare and not self._preallocating:
+            self._preallocating = True
+            self._scheduler.run_blocking(self._preallocate, self._on_preallocated)
+        if self._ticks % HOUSEKEEPING_TICKS == 0:
+            self._check_disk()
+            self.commit.keep_house()
+            if not self._directory_kept:
+                self._directory_kept = self._on_directory(self.directory)
+        self.lifecycle.tick()
         self.checkpointing.tick()
         self.keeper.tick()
         self._schedule()
 
-    def _keep_log(self) -> None:
-        """Room ahead in the log, segments that nobody needs, and a mark that vouches for the last batch of a busy time."""
-        if self._full:
-            self._full = False
-        if self.wal.wants_spare and not self._preallocating:
-            self._preallocating = True
-            self._scheduler.run_blocking(self._preallocate, self._on_preallocated)
-        if self._ticks % KEEP_LOG_TICKS == 0:
-            self._check_disk()
-            self.between_syncs(self.wal.collect)
-            self.between_syncs(self.wal.mark_synced)
-
     def _check_disk(self) -> None:
         """Below the floor writes are refused and leadership goes to nodes with room; votes and reads go on."""
-        low = self.wal.full or self._full or self._disk_free() < self.settings.disk_free_bytes_min
+        free, floor = self._disk_free(), self.settings.disk_free_bytes_min
+        low = self.commit.full or ("the log has no room" if self.wal.full else "")
+        if not low and free < floor:
+            low = f"{free} bytes are free, less than storage.disk_free_bytes_min ({floor})"
         if low and not self.router.refusing:
-            self.router.refusing = (
-                "the disk of this node is full: less than storage.disk_free_bytes_min "
-                f"({self.settings.disk_free_bytes_min} bytes) is free; writes are refused until there is room"
-            )
+            self.router.refusing = f"the disk of this node is full: {low}; writes are refused until there is room"
             self.observer.event("disk_low", reason=self.router.refusing)
         elif not low and self.router.refusing:
             self.router.refusing = ""
@@ -634,67 +488,6 @@ class Engine:
     def _on_preallocated(self) -> None:
         self._preallocating = False
 
-    # --- Places (what the router asks) --------------------------------------------------------------------------------
-
-    def local(self, shard: ShardId) -> Replica | None:
-        return self._by_shard.get(shard)
-
-    def owner(self, slot: int) -> ShardId:
-        return self._slot_table[slot]
-
-    def leader_node(self, shard: ShardId) -> NodeId | None:
-        """The node that leads the shard, as far as is known here; None where it is not known or is this node."""
-        replica = self._by_shard.get(shard)
-        if replica is not None and not replica.stopped and replica.machine is not None:
-            leader = replica.raft.leader
-            node = self._replica_nodes.get(leader) if leader != NO_REPLICA else None
-            if node is not None and node != self.node:
-                return node
-            return None
-        hint = self._leader_hints.get(shard)
-        return hint if hint is not None else self.nearest_node(shard)
-
-    def known_leader(self, shard: ShardId) -> NodeId | None:
-        """The node that leads the shard, this one included, as far as it is *known* here; never a guess."""
-        replica = self._by_shard.get(shard)
-        if replica is None:
-            return self._leader_hints.get(shard)
-        return self.node if replica.leads else self.leader_node(shard)
-
-    def choose(self, nodes: list[NodeId]) -> NodeId:
-        return self._random.choice(nodes)
-
-    def nearest_node(self, shard: ShardId) -> NodeId | None:
-        """A connected node with a replica of the shard; by chance, so that load and bad luck are spread."""
-        found = self.directory.shards.get(shard)
-        if found is None:
-            return None
-        nodes = [r.node for r in found.replicas if r.node != self.node and r.membership == "voter"]
-        reachable = [node for node in nodes if self.network.connected(node)]
-        return self._random.choice(reachable or nodes) if nodes else None
-
-    def address(self, node: NodeId) -> str:
-        found = self.directory.nodes.get(node)
-        return found.client_address if found is not None else ""
-
-    def learned_leader(self, shard: ShardId, node: NodeId | None) -> None:
-        if node is None or node == self.node:
-            self._leader_hints.pop(shard, None)
-        else:
-            self._leader_hints[shard] = node
-
-    def _on_leader_change(self, replica: Replica) -> None:
-        replica.known_leader = replica.raft.leader
-        replica.leader_changes += 1
-        self.observer.event("leader_changed", shard=replica.shard, term=replica.raft.term, leader=replica.raft.leader)
-        if replica.raft.leader != NO_REPLICA:
-            self.router.unpark(replica.shard)
-
-    def _forward(
-        self, node: NodeId, payload: bytes, on_reply: Callable[[bytes | RaftCacheError], None], deadline_ns: int
-    ) -> None:
-        self.network.request(node, KIND_FORWARD, payload, on_reply, deadline_ns)
-
     # --- The directory ------------------------------------------------------------------------------------------------
 
     def _read_directory(self, replica: Replica) -> None:
@@ -702,36 +495,38 @@ class Engine:
         assert replica.machine is not None, "only called after an apply"
         result = replica.machine.read(Get(DIRECTORY_KEY, namespace=SYSTEM_NAMESPACE), SHARD_WIDE)
         if isinstance(result, GetResult) and result.entry is not None and result.entry.version > self.directory.epoch:
-            self.adopt(Directory.decode(result.entry.value, result.entry.version))
+            try:
+                self.adopt(Directory.decode(result.entry.value, result.entry.version))
+            except UnsupportedVersion as error:
+                # The upgrade goes on elsewhere; this node keeps what it understood last.
+                self.observer.event("bad_request_from_node", from_node=self.node, error=str(error))
 
-    def adopt(self, directory: Directory, *, force: bool = False) -> None:
+    def adopt(self, directory: Directory) -> None:
         """Takes a newer directory: routes, addresses, and which replicas this node is to have."""
-        if directory.epoch <= self.directory.epoch and not force:
+        if directory.epoch <= self.directory.epoch:
             return
-        self.directory = directory
-        self._slot_table = directory.slot_table()
-        for shard in directory.shards.values():
-            for placed in shard.replicas:
-                self._replica_nodes[placed.replica] = placed.node
-        self._on_directory(directory)
-        self.between_syncs(self._match_directory)
-
-    def _match_directory(self) -> None:
-        """Creates the replicas that the directory gives this node and destroys those that it no longer lists."""
-        wanted = {
-            placed.replica: shard.shard
-            for shard in self.directory.shards.values()
-            for placed in shard.replicas
-            if placed.node == self.node
-        }
-        for replica_id in sorted(set(self.replicas) - set(wanted)):
-            self._destroy_replica(self.replicas[replica_id])
-        for replica_id in sorted(set(wanted) - set(self.replicas)):
-            if replica_id in self.wal.removed():
-                continue
-            self._create_replica(replica_id, wanted[replica_id])
+        if directory.cluster != self.directory.cluster:
+            self.observer.event(
+                "bad_request_from_node", from_node=self.node, error=f"a directory of cluster {directory.cluster}"
+            )
+            return
+        self.places.adopt(directory)
+        self._directory_kept = self._on_directory(directory)
+        self.lifecycle.match_soon()
 
     # --- Leadership ---------------------------------------------------------------------------------------------------
+
+    @property
+    def wants_to_lead(self) -> bool:
+        """Whether leaderships are welcome here: not while the node is leaving, or refuses writes."""
+        return not self.draining and not self.router.refusing
+
+    def _on_leader_change(self, replica: Replica) -> None:
+        replica.known_leader = replica.raft.leader
+        replica.leader_changes += 1
+        self.observer.event("leader_changed", shard=replica.shard, term=replica.raft.term, leader=replica.raft.leader)
+        if replica.raft.leader != NO_REPLICA:
+            self.router.unpark(replica.shard)
 
     def transfer(self, replica: Replica, to: ReplicaId = NO_REPLICA) -> ReplicaId:
         """Hands leadership to `to`, or to the most up-to-date connected voter. Returns whom; 0 = there is nobody.
@@ -763,4 +558,5 @@ class Engine:
         return left
 
     def leaders(self) -> int:
-        return sum(1 for replica in self.replicas.values() if replica.raft.role is Role.LEADER)
+        """How many shards are led from here."""
+        return sum(replica.leads for replica in self.replicas.values())

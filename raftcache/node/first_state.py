@@ -71,10 +71,13 @@ def create_first_replicas(
         if placed is None:
             continue
         state = open_state(placed.replica, shard.shard)
-        earlier = state.open()
-        assert earlier is None, f"replica {placed.replica} of a new cluster has a state already"
-        state.bootstrap(first_meta(shard), partial(_write, directory, shard, limits))
-        state.discard_live()
+        try:
+            earlier = state.open()
+            assert earlier is None, f"replica {placed.replica} of a new cluster has a state already"
+            state.bootstrap(first_meta(shard), partial(_write, directory, shard, limits))
+        finally:
+            # A failed init may be asked for again, in the same process.
+            state.discard_live()
         wal.create(placed.replica, shard.shard, first_meta(shard))
         yield
     wal.sync()

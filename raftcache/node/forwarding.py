@@ -3,19 +3,26 @@
 Rules of this file:
 - operations and results go in the encoding of `kv.codec`, so a forwarded write is encoded once, for the wire and the log;
 - deadlines travel as the time that is left, never as a clock reading;
+- a payload of replies has a limit. What a write returned goes first and always; reads that do not fit any more are
+  answered with `AGAIN`, and at least one read fits, so that asking again comes to an end;
 - strict: a payload that does not parse to its last byte raises `ValueError`, a newer one `UnsupportedVersion`.
 """
 
 import struct
 
-from raftcache.errors import UnsupportedVersion
+from raftcache.errors import RaftCacheError, Unavailable, UnsupportedVersion
 from raftcache.ids import Index, ShardId, Slot
 from raftcache.kv.codec import decode_operation, encode_operation
-from raftcache.kv.operations import SessionStamp
+from raftcache.kv.operations import GetResult, ScanResult, SessionStamp
 from raftcache.kv.result_codec import decode_outcome, encode_outcome
+from raftcache.kv.slots import SHARD_WIDE, SLOT_COUNT
 from raftcache.node.api import Consistency, Reply, Request
 
 FORMAT = 1
+REPLY_BYTES_MAX = 4 << 20
+"""Half of a frame (`limits.frame_bytes_max`): the other half is for the one read that is always let through."""
+AGAIN = {"again": "payload"}
+"""Metadata of the refusal of a read whose reply did not fit; the sender asks at once, for as long as there are such."""
 _HEAD = struct.Struct("<BII")  # format, shard, count
 _REQUEST = struct.Struct("<BiII")  # flags, slot, milliseconds left, operation bytes
 _STAMP = struct.Struct("<QQQ")
@@ -48,7 +55,10 @@ def encode_requests(shard: ShardId, requests: list[Request], now_ns: int) -> byt
 
 
 def decode_requests(payload: bytes, now_ns: int) -> tuple[ShardId, list[Request]]:
-    """The requests, marked as forwarded; each `token` is its position in the list."""
+    """The requests, marked as forwarded; each `token` is its position in the list.
+
+    Raises: `ValueError`, `UnsupportedVersion`.
+    """
     shard_number, count = _read_head(payload)
     shard = ShardId(shard_number)
     at = _HEAD.size
@@ -65,13 +75,16 @@ def decode_requests(payload: bytes, now_ns: int) -> tuple[ShardId, list[Request]
             if flags & _HAS_STAMP:
                 stamp = SessionStamp(*_STAMP.unpack_from(payload, at))
                 at += _STAMP.size
+            whole_shard = bool(flags & _WHOLE_SHARD)
+            if not (0 <= slot < SLOT_COUNT or (slot == SHARD_WIDE and whole_shard)):
+                raise ValueError(f"a forwarded request is for slot {slot}")
             requests.append(
                 Request(
                     token=position,
                     operation=operation,
                     slot=Slot(slot),
                     deadline_ns=now_ns + left_ms * _MS,
-                    shard=shard if flags & _WHOLE_SHARD else None,
+                    shard=shard if whole_shard else None,
                     stamp=stamp,
                     consistency=Consistency.STALE if flags & _STALE else Consistency.LINEARIZABLE,
                     forwarded=True,
@@ -84,32 +97,51 @@ def decode_requests(payload: bytes, now_ns: int) -> tuple[ShardId, list[Request]
     return shard, requests
 
 
-def encode_replies(shard: ShardId, replies: list[Reply]) -> bytes:
-    """The replies in the order of their tokens, which are the positions of the requests."""
+def encode_replies(shard: ShardId, replies: list[Reply], *, bytes_max: int) -> bytes:
+    """The replies in the order of their tokens, which are the positions of the requests; see the module on `bytes_max`."""
+    ordered = sorted(replies, key=_position)
+    bodies = [encode_outcome(reply.result) for reply in ordered]
+    size = sum(map(len, bodies))
+    if size > bytes_max:
+        again = encode_outcome(Unavailable("the replies did not fit into one message between nodes", metadata=AGAIN))
+        reads = [at for at, reply in enumerate(ordered) if isinstance(reply.result, (GetResult, ScanResult))]
+        for at in reversed(reads[1:]):
+            if size <= bytes_max:
+                break
+            size += len(again) - len(bodies[at])
+            bodies[at] = again
     parts = [_HEAD.pack(FORMAT, shard, len(replies))]
-    for reply in sorted(replies, key=_position):
-        body = encode_outcome(reply.result)
+    for reply, body in zip(ordered, bodies, strict=True):
         parts.append(_REPLY.pack(reply.index, min(reply.age_ms, 0xFFFFFFFF), len(body)))
         parts.append(body)
     return b"".join(parts)
 
 
 def decode_replies(payload: bytes, requests: list[Request]) -> list[Reply]:
-    """The replies to `requests`, each under its request's own token."""
+    """The replies to `requests`, each under its request's own token. Raises: `ValueError`, `UnsupportedVersion`."""
     shard_number, count = _read_head(payload)
     if count != len(requests):
         raise ValueError(f"{count} replies to {len(requests)} requests")
     at = _HEAD.size
     replies = []
-    for request in requests:
-        index, age_ms, size = _REPLY.unpack_from(payload, at)
-        at += _REPLY.size
-        outcome = decode_outcome(payload[at : at + size])
-        at += size
-        replies.append(Reply(request.token, outcome, ShardId(shard_number), Index(index), age_ms))
+    try:
+        for request in requests:
+            index, age_ms, size = _REPLY.unpack_from(payload, at)
+            at += _REPLY.size
+            outcome = decode_outcome(payload[at : at + size])
+            at += size
+            replies.append(Reply(request.token, outcome, ShardId(shard_number), Index(index), age_ms))
+    except struct.error as error:
+        raise ValueError(f"a list of replies is cut short: {error}") from error
     if at != len(payload):
         raise ValueError(f"a list of replies has {len(payload) - at} trailing bytes")
     return replies
+
+
+def refuse_requests(payload: bytes, refusal: RaftCacheError) -> bytes:
+    """The replies of a node that takes none of them. Raises: `ValueError`, `UnsupportedVersion`."""
+    shard, requests = decode_requests(payload, 0)
+    return encode_replies(shard, [Reply(request.token, refusal) for request in requests], bytes_max=REPLY_BYTES_MAX)
 
 
 def _position(reply: Reply) -> int:

@@ -8,6 +8,8 @@ Rules of this file:
 - the cluster id in the data directory is the commit point: it is written *after* the first replicas are durable, so a
   node that died half-way through `init` starts again from nothing and is told again;
 - before that only the kinds of request from `KIND_IDENTIFY` on are answered;
+- a first member keeps the plan of its cluster: an `init` that was interrupted is finished with the same plan, byte for byte,
+  from whichever node it is asked for again;
 - what a request raises goes back as its refusal; nothing that another node sends can end this one.
 """
 
@@ -15,18 +17,29 @@ from __future__ import annotations
 
 import json
 import random as random_module
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
 from raftcache.clock import Clock
-from raftcache.errors import InvalidRequest, PreconditionFailed, RaftCacheError, Unavailable
+from raftcache.errors import (
+    Corruption,
+    InvalidRequest,
+    PreconditionFailed,
+    RaftCacheError,
+    StorageFull,
+    Unavailable,
+    UnsupportedVersion,
+)
 from raftcache.ids import NO_REPLICA, ClusterId, NodeId, ReplicaId, ShardId
 from raftcache.kv.limits import KvLimits
 from raftcache.node.administration import Administrator, wrap, wrap_error
 from raftcache.node.api import Reply, ReplySink, Request
 from raftcache.node.directory import Directory, DirectoryNode
-from raftcache.node.engine import Engine, Network, Scheduler
+from raftcache.node.engine import Engine, Network
 from raftcache.node.first_state import create_first_replicas
+from raftcache.node.forwarding import refuse_requests
+from raftcache.node.group_commit import Scheduler
 from raftcache.node.kinds import (
     KIND_DIRECTORY,
     KIND_DIRECTORY_PUSH,
@@ -34,8 +47,10 @@ from raftcache.node.kinds import (
     KIND_IDENTIFY,
     KIND_INIT,
     KIND_JOIN,
+    KIND_LEADER,
     KIND_STATUS,
     KIND_TRANSFER,
+    KIND_WILLING,
 )
 from raftcache.node.observer import Observer
 from raftcache.node.settings import EngineSettings
@@ -63,9 +78,12 @@ class Home(Protocol):
     """The data directory, as a host uses it."""
 
     def load_directory(self) -> Directory | None: ...
-    def save_directory(self, directory: Directory) -> None: ...
+    def save_directory(self, directory: Directory) -> bool:
+        """False where the disk has no room for it: it is a copy, and may be saved later."""
+        ...
+
     def load_plan(self) -> Directory | None: ...
-    def save_plan(self, plan: Directory) -> None: ...
+    def save_plan(self, plan: Directory) -> bool: ...
     def join_cluster(self, cluster: ClusterId) -> None:
         """The commit point: durable on return."""
         ...
@@ -104,6 +122,8 @@ class Host:
         self.clock = clock
         self.new_id = new_id
         self.engine: Engine | None = None
+        self.making: ClusterId | None = None
+        """The cluster that an `init` asked of this node is making now: meanwhile it joins no other."""
         self._initialising = False
         self.administration = Administrator(self)
         self.on_started: Callable[[Engine], None] = lambda engine: None
@@ -126,14 +146,20 @@ class Host:
         """Starts the engine if this node belongs to a cluster. Raises: `Corruption` and its kin, with what to do."""
         if self.cluster is None:
             return
-        directory = self._home.load_directory()
+        try:
+            directory = self._home.load_directory()
+            lost = "it is not there" if directory is None else ""
+        except Corruption as damage:
+            directory, lost = None, damage.message
         if directory is None:
-            raise PreconditionFailed("the data directory names a cluster but has no directory of it: restore the file")
+            # A copy: the log says which replicas are here, and a catalog replica, or another node, has the directory.
+            self._observer.event("directory_lost", reason=lost)
+            directory = Directory(self.cluster, 0)
         self._start(directory, self._home.open_wal(self.cluster, fresh=False))
 
     def _start(self, directory: Directory, wal: Wal) -> None:
-        self.engine = Engine(
-            node=self.node,
+        engine = Engine(
+            entry=self._entry,
             settings=self._settings,
             limits=self._limits,
             wal=wal,
@@ -149,8 +175,9 @@ class Host:
             disk_free=self._disk_free,
             tracer=self._tracer,
         )
-        self.engine.start()
-        self.on_started(self.engine)
+        engine.start()
+        self.engine = engine
+        self.on_started(engine)
 
     def running(self) -> Engine:
         """The engine. Raises: `Unavailable` before this node belongs to a cluster."""
@@ -184,33 +211,52 @@ class Host:
         return self._entry
 
     def load_plan(self) -> Directory | None:
-        return self._home.load_plan()
+        """The plan of the cluster that this node made or was made a member of, if it has one and can read it."""
+        try:
+            return self._home.load_plan()
+        except (Corruption, UnsupportedVersion):
+            # Whoever became a member by it has a copy.
+            return None
 
     def save_plan(self, plan: Directory) -> None:
-        self._home.save_plan(plan)
+        """Durable on return. Raises: `StorageFull`."""
+        if not self._home.save_plan(plan):
+            raise StorageFull("there is no room on the disk for the plan of the new cluster; free some and ask again")
 
     # --- What other nodes ask -----------------------------------------------------------------------------------------
 
     def on_request(self, from_node: NodeId, kind: int, payload: bytes, respond: Callable[[bytes], None]) -> None:
         """Answers a request of another node, now or, for forwarded ones, when their replies are there."""
-        if kind == KIND_FORWARD and self.engine is not None:
-            try:
-                self.engine.router.on_forwarded(payload, respond)
-            except (ValueError, RaftCacheError) as error:
-                self._observer.event("bad_request_from_node", from_node=from_node, error=str(error))
-                respond(b"")
-            return
-        if kind == KIND_DIRECTORY_PUSH and self.engine is not None:
-            self.engine.keeper.on_push(payload)
+        try:
+            self._on_request(kind, payload, respond)
+        except (ValueError, KeyError, TypeError, struct.error, RaftCacheError) as error:
+            self._observer.event("bad_request_from_node", from_node=from_node, error=str(error) or repr(error))
             respond(b"")
-            return
-        if kind == KIND_DIRECTORY and self.engine is not None:
-            respond(self.engine.keeper.on_asked(payload))
-            return
-        if kind == KIND_INIT:
-            self.begin_init(payload, respond)
-            return
-        respond(self.answer(kind, payload))
+
+    def _on_request(self, kind: int, payload: bytes, respond: Callable[[bytes], None]) -> None:
+        """Raises before it answers, or not at all."""
+        engine = self.engine
+        match kind:
+            case _ if kind == KIND_FORWARD:
+                if engine is not None:
+                    engine.router.on_forwarded(payload, respond)
+                else:
+                    respond(refuse_requests(payload, Unavailable(f"node {self.node} is starting")))
+            case _ if kind in (KIND_DIRECTORY, KIND_DIRECTORY_PUSH, KIND_LEADER, KIND_WILLING) and engine is None:
+                respond(b"")
+            case _ if kind == KIND_WILLING and engine is not None:
+                respond(engine.keeper.on_willing_asked())
+            case _ if kind == KIND_DIRECTORY_PUSH and engine is not None:
+                engine.keeper.on_push(payload)
+                respond(b"")
+            case _ if kind == KIND_DIRECTORY and engine is not None:
+                respond(engine.keeper.on_asked(payload))
+            case _ if kind == KIND_LEADER and engine is not None:
+                respond(engine.places.on_asked(payload))
+            case _ if kind == KIND_INIT:
+                self.begin_init(payload, respond)
+            case _:
+                respond(self.answer(kind, payload))
 
     def answer(self, kind: int, payload: bytes) -> bytes:
         """The answer to a request that needs no waiting, wrapped; a refusal is an answer too."""
@@ -228,7 +274,7 @@ class Host:
             case _ if kind == KIND_TRANSFER:
                 return self._on_transfer(json.loads(payload))
             case _ if kind == KIND_IDENTIFY:
-                return self._identify()
+                return self._identify(with_plan=json.loads(payload).get("plan", False))
             case _ if kind == KIND_INIT:
                 for _ in self._init_steps(Directory.decode(payload, 1)):
                     continue
@@ -238,9 +284,11 @@ class Host:
             case _:
                 raise InvalidRequest(f"unknown kind of request between nodes: {kind}")
 
-    def _identify(self) -> dict[str, Any]:
+    def _identify(self, *, with_plan: bool) -> dict[str, Any]:
         entry = self._entry
+        plan = self.load_plan() if with_plan and self.cluster is not None else None
         return {
+            "plan": "" if plan is None or plan.cluster != self.cluster else plan.encode().decode(),
             "node": str(entry.node),
             "cluster": str(self.cluster or 0),
             "name": entry.name,
@@ -277,13 +325,21 @@ class Host:
             raise PreconditionFailed(f"node {self.node} belongs to cluster {self.cluster} already")
         if self.node not in plan.nodes:
             raise InvalidRequest(f"node {self.node} is not in the plan of cluster {plan.cluster}")
-        if self._initialising:
-            raise Unavailable("an init of this node is in progress; ask again when it is done")
+        if self._initialising or self.making not in (None, plan.cluster):
+            raise Unavailable(f"an init of node {self.node} is in progress; ask again when it is done")
         self._initialising = True
         try:
+            known = self.load_plan()
+            if known is None or known.cluster != plan.cluster:
+                self.save_plan(plan)
             wal = self._home.open_wal(plan.cluster, fresh=True)
-            yield from create_first_replicas(plan, self.node, wal, self._open_state, self._limits)
-            self._enter(plan, wal)
+            try:
+                yield from create_first_replicas(plan, self.node, wal, self._open_state, self._limits)
+                self._enter(plan, wal)
+            except BaseException:
+                if self.engine is None:
+                    wal.close()
+                raise
         finally:
             self._initialising = False
 
@@ -293,11 +349,17 @@ class Host:
                 self.running().adopt(directory)
                 return {}
             raise PreconditionFailed(f"node {self.node} belongs to cluster {self.cluster} already")
+        if self.node not in directory.nodes:
+            raise InvalidRequest(f"node {self.node} is not in the directory of cluster {directory.cluster}")
+        if self._initialising or self.making is not None:
+            raise Unavailable(f"an init of node {self.node} is in progress; ask again when it is done")
         self._enter(directory, self._home.open_wal(directory.cluster, fresh=True))
         return {}
 
     def _enter(self, directory: Directory, wal: Wal) -> None:
-        self._home.save_directory(directory)
+        """The last steps into a cluster. Raises: `StorageFull`; nothing has happened then."""
+        if not self._home.save_directory(directory):
+            raise StorageFull("there is no room on the disk for the directory; free some and ask again")
         self._home.join_cluster(directory.cluster)
         self.cluster = directory.cluster
         self.network.set_cluster(directory.cluster)

@@ -5,7 +5,10 @@ Rules of this file:
   whatever is there, so a lost race or an unknown outcome is answered by reading again;
 - the catalog's replicas learn of a change by applying it; its leader pushes it to every other node, and a node that
   missed that asks a random node now and then;
-- the leader of a shard, and nobody else, carries out that shard's change (`membership.next_step`).
+- the leader of a shard, and nobody else, carries out that shard's change (`membership.next_step`);
+- leaders go home one at a time, and only to a node that says, asked for it, that it wants to lead;
+- a node that finds itself under another address than it has corrects the directory; one that the directory does not list
+  was removed, and leaves it alone.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from raftcache.errors import (
     RaftCacheError,
     Unavailable,
 )
-from raftcache.ids import CATALOG_SHARD, NO_REPLICA, ShardId, Slot
+from raftcache.ids import CATALOG_SHARD, NO_REPLICA, NodeId, ReplicaId, ShardId, Slot
 from raftcache.kv.operations import (
     SYSTEM_NAMESPACE,
     Comparison,
@@ -31,9 +34,16 @@ from raftcache.kv.operations import (
     WriteResult,
 )
 from raftcache.node.api import Reply, Request
-from raftcache.node.directory import DIRECTORY_KEY, Directory, ReplicaChange, with_change_done
-from raftcache.node.kinds import KIND_DIRECTORY, KIND_DIRECTORY_PUSH
-from raftcache.node.membership import AddLearner, ChangeVoters, Done, HandOver, Step, Wait, next_step
+from raftcache.node.directory import (
+    DIRECTORY_KEY,
+    Directory,
+    DirectoryShard,
+    ReplicaChange,
+    with_change_done,
+    with_node,
+)
+from raftcache.node.kinds import KIND_DIRECTORY, KIND_DIRECTORY_PUSH, KIND_WILLING
+from raftcache.node.membership import AddLearner, ChangeVoters, Done, HandOver, Remove, Step, Wait, leftover, next_step
 from raftcache.node.settings import MS
 from raftcache.raft.configuration import ConfigurationChange
 
@@ -52,6 +62,10 @@ BALANCE_EVERY_TICKS = 5
 """At most two hand-overs a second and node: 64 leaders go home within a minute of a restart, without a thundering herd."""
 BALANCE_TENURE_NS = 15_000 * MS
 """A leader keeps what it got for longer than a clean shutdown takes, lest it hand a shard back to a node that is leaving."""
+BALANCE_PAUSE_TICKS = 150
+"""A node that did not want to lead is asked again after 15 s: until then it has left, or has room again."""
+REFRESH_EVERY_TICKS = 50
+"""How often a node looks whether the directory has it as it is; also the pause after a failed correction."""
 STEP_EVERY_TICKS = 2
 """Membership steps are taken five times a second: a change has four or five of them."""
 
@@ -80,6 +94,11 @@ class Keeper:
         self._ticks = 0
         self._pushed_epoch = 0
         self._clearing: set[ShardId] = set()
+        self._refreshing = False
+        self._balancing = False
+        """A question to a preferred leader's node is on its way."""
+        self._unwilling: dict[NodeId, int] = {}
+        """Nodes that did not want to lead, and the tick until which they are left in peace."""
         self.waiting_for: dict[ShardId, str] = {}
         """What each change that this node carries out waits for."""
 
@@ -101,8 +120,8 @@ class Keeper:
             assert isinstance(reply.result, GetResult), f"a Get was answered by {type(reply.result).__name__}"
             entry = reply.result.entry
             assert entry is not None, "the catalog has no directory: init wrote one at index 1"
-            current = Directory.decode(entry.value, entry.version)
             try:
+                current = Directory.decode(entry.value, entry.version)
                 changed = transform(current)
             except RaftCacheError as refusal:
                 done(refusal)
@@ -140,44 +159,111 @@ class Keeper:
         request = Request(None, operation, Slot(-1), deadline_ns, shard=CATALOG_SHARD)
         self._engine.submit([request], _Once(callback))
 
-    # --- Spreading it -------------------------------------------------------------------------------------------------
+    # --- Time ---------------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
+        """Takes the next steps of all that is under way."""
         self._ticks += 1
         if self._ticks % STEP_EVERY_TICKS == 0:
             self._step_changes()
         if self._ticks % BALANCE_EVERY_TICKS == 0 and not self._engine.draining:
             self._balance()
+        if self._ticks % REFRESH_EVERY_TICKS == 0:
+            self._refresh()
         catalog = self._engine.local(CATALOG_SHARD)
         if catalog is not None and catalog.leads and self._pushed_epoch < self._engine.directory.epoch:
             self._push()
         elif self._ticks % ASK_EVERY_TICKS == 0 and (catalog is None or not catalog.leads):
             self._ask()
 
+    # --- Leaders go home ----------------------------------------------------------------------------------------------
+
     def _balance(self) -> None:
         """Hands one leadership to the shard's *preferred* replica, the first that the directory lists.
 
         The directory spreads those over the nodes, so leaders spread too, and go home after a restart. One at a time, and
-        only to a voter that answers and is level, so that nobody waits.
+        only to a voter that answers and is level, so that nobody waits, on a node that wants it: one that hands its
+        leaderships off (it is leaving, its disk is full) would send it back, over and over.
         """
-        now_ns = self._engine.clock.monotonic_ns()
-        for shard in self._engine.directory.shards.values():
-            replica = self._engine.local(shard.shard)
-            if replica is None or not replica.leads or shard.change is not None or not shard.replicas:
+        if self._balancing:
+            return
+        engine = self._engine
+        self._unwilling = {node: until for node, until in self._unwilling.items() if until > self._ticks}
+        for shard in engine.directory.shards.values():
+            replica = engine.local(shard.shard)
+            if replica is None or not self._may_go_home(replica, shard):
                 continue
-            preferred = shard.replicas[0].replica
-            progress = replica.raft.progress.get(preferred)
-            if (
-                preferred != replica.replica_id
-                and now_ns - replica.led_since_ns >= BALANCE_TENURE_NS
-                and progress is not None
-                and preferred in replica.raft.configuration.voters
-                and progress.recent_active
-                and progress.match >= replica.raft.commit
-                and replica.raft.lead_transferee == NO_REPLICA
-            ):
-                self._engine.transfer(replica, preferred)
-                return
+            node = shard.replicas[0].node
+            if node in self._unwilling:
+                continue
+            self._balancing = True
+            epoch, preferred = engine.directory.epoch, shard.replicas[0].replica
+            engine.network.request(
+                node,
+                KIND_WILLING,
+                b"",
+                lambda answer: self._on_willing(answer, node, shard.shard, preferred, epoch),  # noqa: B023 - it returns
+                engine.clock.monotonic_ns() + PUSH_TIMEOUT_NS,
+            )
+            return
+
+    def _may_go_home(self, replica: Replica, shard: DirectoryShard) -> bool:
+        engine = self._engine
+        if not replica.leads or shard.change is not None or not shard.replicas:
+            return False
+        preferred = shard.replicas[0].replica
+        progress = replica.raft.progress.get(preferred)
+        return (
+            preferred != replica.replica_id
+            and engine.clock.monotonic_ns() - replica.led_since_ns >= BALANCE_TENURE_NS
+            and progress is not None
+            and preferred in replica.raft.configuration.voters
+            and progress.recent_active
+            and progress.match >= replica.raft.commit
+            and replica.raft.lead_transferee == NO_REPLICA
+        )
+
+    def _on_willing(
+        self, answer: bytes | RaftCacheError, node: NodeId, shard_id: ShardId, preferred: ReplicaId, epoch: int
+    ) -> None:
+        self._balancing = False
+        engine = self._engine
+        if isinstance(answer, RaftCacheError) or answer != b"\1":
+            self._unwilling[node] = self._ticks + BALANCE_PAUSE_TICKS
+            return
+        shard, replica = engine.directory.shards.get(shard_id), engine.local(shard_id)
+        # Time has passed; everything is looked at again.
+        if shard is None or replica is None or engine.directory.epoch != epoch or engine.draining:
+            return
+        if self._may_go_home(replica, shard):
+            engine.transfer(replica, preferred)
+
+    def on_willing_asked(self) -> bytes:
+        """Whether leaderships are welcome here."""
+        return b"\1" if self._engine.wants_to_lead else b"\0"
+
+    # --- This node's own entry ----------------------------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        """Brings the directory up to date where this node was restarted under another address or name."""
+        engine = self._engine
+        entry = engine.entry
+        if self._refreshing or engine.directory.nodes.get(entry.node, entry) == entry:
+            return
+
+        def transform(directory: Directory) -> Directory:
+            listed = directory.nodes.get(entry.node)
+            return directory if listed is None or listed == entry else with_node(directory, entry)
+
+        def done(outcome: Directory | RaftCacheError) -> None:
+            self._refreshing = False
+            if not isinstance(outcome, RaftCacheError):
+                engine.adopt(outcome)
+
+        self._refreshing = True
+        self.update(transform, done)
+
+    # --- Spreading the directory --------------------------------------------------------------------------------------
 
     def _push(self) -> None:
         directory = self._engine.directory
@@ -190,26 +276,37 @@ class Keeper:
 
     def _ask(self) -> None:
         engine = self._engine
-        others = [node for node in sorted(engine.directory.nodes) if node != engine.node]
+        others = [node for node in engine.places.nodes() if node != engine.node]
         if not others:
             return
         deadline_ns = engine.clock.monotonic_ns() + PUSH_TIMEOUT_NS
         payload = _EPOCH.pack(engine.directory.epoch)
-        engine.network.request(engine.choose(others), KIND_DIRECTORY, payload, self._on_told, deadline_ns)
+        engine.network.request(engine.random.choice(others), KIND_DIRECTORY, payload, self._on_told, deadline_ns)
 
     def _on_told(self, payload: bytes | RaftCacheError) -> None:
-        if not isinstance(payload, RaftCacheError):
+        if isinstance(payload, RaftCacheError):
+            return
+        try:
             self.on_push(payload)
+        except (ValueError, KeyError, TypeError, RaftCacheError) as error:
+            # Of a newer release, or nonsense: the next node is asked in two seconds.
+            self._engine.observer.event("bad_request_from_node", from_node=NodeId(0), error=str(error) or repr(error))
 
     def on_push(self, payload: bytes) -> None:
-        """A directory from another node; older ones are ignored."""
+        """A directory from another node; older ones are ignored.
+
+        Raises: `UnsupportedVersion`, and `ValueError`, `KeyError`, `TypeError` for what is none.
+        """
         if len(payload) > _EPOCH.size:
             (epoch,) = _EPOCH.unpack_from(payload)
             if epoch > self._engine.directory.epoch:
                 self._engine.adopt(Directory.decode(payload[_EPOCH.size :], epoch))
 
     def on_asked(self, payload: bytes) -> bytes:
-        """Another node tells its epoch: answer with the directory where ours is newer, else with nothing."""
+        """Another node tells its epoch: answer with the directory where ours is newer, else with nothing.
+
+        Raises: `struct.error`.
+        """
         (epoch,) = _EPOCH.unpack(payload)
         directory = self._engine.directory
         return _EPOCH.pack(directory.epoch) + directory.encode() if directory.epoch > epoch else b""
@@ -219,21 +316,36 @@ class Keeper:
     def _step_changes(self) -> None:
         for shard in self._engine.directory.shards.values():
             replica = self._engine.local(shard.shard)
-            if shard.change is None or replica is None or not replica.leads:
+            if replica is None or not replica.leads:
                 self.waiting_for.pop(shard.shard, None)
                 continue
+            try:
+                self._step_change(replica, shard)
+            except RaftCacheError as refusal:
+                self.waiting_for[shard.shard] = refusal.message
+            except Exception as error:  # noqa: BLE001 - the supervisor of replicas
+                self._engine.on_replica_error(replica, error)
+
+    def _step_change(self, replica: Replica, shard: DirectoryShard) -> None:
+        step: Step
+        if shard.change is None:
+            self.waiting_for.pop(shard.shard, None)
+            unlisted = leftover(shard, replica.raft, next_replica=ReplicaId(self._engine.directory.next_replica))
+            if unlisted == NO_REPLICA:
+                return
+            step = HandOver() if unlisted == replica.replica_id else Remove(unlisted)
+        else:
             step = next_step(
                 shard.change,
                 replica.raft,
                 own=replica.replica_id,
                 lag_entries_max=self._engine.settings.learner_lag_entries_max,
             )
-            try:
-                self.waiting_for[shard.shard] = self._take(replica, shard.change, step)
-            except RaftCacheError as refusal:
-                self.waiting_for[shard.shard] = refusal.message
+        waits = self._take(replica, shard.change, step)
+        if shard.change is not None:
+            self.waiting_for[shard.shard] = waits
 
-    def _take(self, replica: Replica, change: ReplicaChange, step: Step) -> str:
+    def _take(self, replica: Replica, change: ReplicaChange | None, step: Step) -> str:
         """Takes the step; returns what the change waits for now."""
         match step:
             case Wait():
@@ -251,10 +363,17 @@ class Keeper:
                 )
                 self._engine.touch(replica)
                 return "the new configuration to be committed"
+            case Remove():
+                replica.raft.propose_configuration(ConfigurationChange(remove=(step.replica,)))
+                self._engine.touch(replica)
+                return f"the removal of replica {step.replica} to be committed"
             case HandOver():
-                self._engine.transfer(replica)
+                # Whom it asked first may need a moment: asking another one now would begin anew.
+                if replica.raft.lead_transferee == NO_REPLICA:
+                    self._engine.transfer(replica)
                 return f"replica {replica.replica_id}, which is to go, to hand leadership over"
             case Done():
+                assert change is not None, "nothing is done without a change"
                 self._clear(replica, change)
                 return "the directory to be brought up to date"
 

@@ -11,6 +11,10 @@ KIND_STATUS = 4
 """What the node knows of itself and its replicas, as JSON."""
 KIND_TRANSFER = 5
 """Hand over the leadership of a shard, as JSON."""
+KIND_LEADER = 6
+"""Who leads this shard? Answered by a node id, 0 where it is not known."""
+KIND_WILLING = 7
+"""Do you want to lead? Answered by one byte: not while leaving, nor while the disk is full."""
 KIND_IDENTIFY = 16
 """Who are you? Answered by identity and addresses, as JSON."""
 KIND_INIT = 17

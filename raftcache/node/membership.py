@@ -1,18 +1,22 @@
 """Which step a membership change takes next: a pure decision from what the directory wants and what the group's log has.
 
     joining ──add learner──► learner ──caught up──► joint: in with the new, out with the old ──► done: the directory says so
+       └──────── cancelled ─────┴───────────────────────────────────────────────────────────────► done: as it was before
 
 Rules of this file:
 - decided anew from facts at every look, never from memory: so a new leader, or a restarted one, goes on where the last stood;
 - a replica becomes a voter only when it has caught up (thesis §4.2.1), and old and new change places in *one* joint
   change (thesis §4.3), so no quorum is ever smaller than before and after;
-- a leader that is to go hands over first; its successor does the rest.
+- a leader that is to go hands over first; its successor does the rest;
+- a cancelled change is undone while the newcomer has no vote, and finished once it has one;
+- a member that the directory does not list any more, and nothing is about to list, is a leftover of a leader with an old
+  directory, and goes.
 """
 
 from dataclasses import dataclass
 
 from raftcache.ids import NO_REPLICA, ReplicaId
-from raftcache.node.directory import ReplicaChange
+from raftcache.node.directory import DirectoryShard, ReplicaChange
 from raftcache.raft.core import Raft
 from raftcache.raft.messages import Configuration
 
@@ -49,7 +53,14 @@ class Done:
     """The group's log has it; the directory is to say so."""
 
 
-Step = Wait | AddLearner | ChangeVoters | HandOver | Done
+@dataclass(slots=True, frozen=True)
+class Remove:
+    """This member leaves; nobody comes."""
+
+    replica: ReplicaId
+
+
+Step = Wait | AddLearner | ChangeVoters | HandOver | Remove | Done
 
 
 def next_step(change: ReplicaChange, raft: Raft, *, own: ReplicaId, lag_entries_max: int) -> Step:
@@ -60,6 +71,8 @@ def next_step(change: ReplicaChange, raft: Raft, *, own: ReplicaId, lag_entries_
     if raft.configuration_index > raft.commit:
         return Wait("the configuration entry to be committed")
     incoming, outgoing = change.incoming, change.outgoing
+    if change.action == "cancel" and incoming not in configuration.voters:
+        return Remove(incoming) if incoming in configuration.learners else Done()
     leaves = outgoing != NO_REPLICA and (outgoing in configuration.voters or outgoing in configuration.learners)
     if incoming != NO_REPLICA and incoming not in configuration.voters:
         if incoming not in configuration.learners:
@@ -74,6 +87,20 @@ def next_step(change: ReplicaChange, raft: Raft, *, own: ReplicaId, lag_entries_
     if leaves:
         return HandOver() if outgoing == own else ChangeVoters(NO_REPLICA, outgoing)
     return Done()
+
+
+def leftover(shard: DirectoryShard, raft: Raft, *, next_replica: ReplicaId) -> ReplicaId:
+    """A member of the group that the directory knew and lists no more; 0 = none, or this is not the moment to say.
+
+    Only a directory without a change in progress is held against the group's log, and only for replicas that are older than
+    it: what is newer is about to be heard of.
+    """
+    configuration = raft.configuration
+    if shard.change is not None or configuration.voters_outgoing or raft.configuration_index > raft.commit:
+        return NO_REPLICA
+    listed = {placed.replica for placed in shard.replicas}
+    unlisted = {*configuration.voters, *configuration.learners} - listed
+    return min((replica for replica in unlisted if replica < next_replica), default=NO_REPLICA)
 
 
 def catch_up(raft: Raft, learner: ReplicaId, lag_entries_max: int) -> str:
@@ -105,6 +132,8 @@ def failure_tolerance(voters: set[ReplicaId], live: set[ReplicaId]) -> int:
 def tolerance_of(configuration: Configuration, change: ReplicaChange, live: set[ReplicaId]) -> Tolerance:
     """The failure tolerance before and after `change`. An incoming replica counts as live: it votes only once it has caught up."""
     before = set(configuration.voters)
+    if change.action == "cancel":
+        return Tolerance(failure_tolerance(before, live), failure_tolerance(before, live))
     after = set(before)
     if change.incoming != NO_REPLICA:
         after.add(change.incoming)

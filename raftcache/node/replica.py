@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from raftcache.errors import (
     DeadlineExpired,
+    InvalidRequest,
     NotLeader,
     OutcomeUnknown,
     Overloaded,
@@ -87,21 +88,29 @@ class Replica:
         """Campaigns of this replica; pre-votes do not count."""
         self.commands_applied = 0
         self.proposals_failed = 0
-        self.snapshot_incoming = False
         self.unplaced = False
         """The core refused what waits here (no leader, hand-over in progress); the engine takes it back."""
+        self.rebuilding = False
+        """Stopped only until its state is rebuilt from checkpoint and log."""
+        self.lost_at = Index(0)
+        """Where apply stood when the state was last given up: lost there again, it is not the state that is wrong."""
         self.traces: EntryTraces | None = None
         """Set by the engine where tracing is on."""
         self._settings = settings
         self._answer = answer
         self._queue: deque[Waiting] = deque()
         self._proposed: dict[Index, tuple[Term, list[Waiting]]] = {}
+        """By the index that was proposed. Those of an older term wait for what will be committed there in their place."""
         self._reads: list[Waiting] = []
         self._reads_in_flight: dict[int, list[Waiting]] = {}
         self._reads_ready: list[tuple[Index, list[Waiting]]] = []
         """Reads that have their index and wait for apply to reach it; ascending."""
+        self._in_hand: list[Waiting] = []
+        """Taken out of their queue by a method and not placed or answered yet: where that raises, `abandon` finds them."""
         self._next_context = 1
         self._time_base: tuple[Term, int, int] = (Term(0), 0, 0)
+        self._heard: tuple[Index, int] = (Index(0), 0)
+        """The leader's commit index as last heard, and when; level once apply has reached it."""
 
     # --- What comes in ------------------------------------------------------------------------------------------------
 
@@ -122,57 +131,102 @@ class Replica:
 
         No timer holds a batch back: while `batches_in_flight_max` are on their way, the queue fills the next one.
         """
-        settings = self._settings
-        while self._queue and len(self._proposed) < settings.batches_in_flight_max:
-            batch: list[Waiting] = []
-            commands: list[Command] = []
-            size = 0
-            while self._queue and size < settings.entry_bytes_max and len(batch) < settings.entry_commands_max:
-                request, sink = self._queue.popleft()
-                if request.deadline_ns <= now_ns:
-                    self._refuse(request, sink, DeadlineExpired("the deadline passed before the write was proposed"))
-                    continue
-                assert not isinstance(request.operation, (Get, Scan)), "reads are never proposed"
-                commands.append(Command(request.operation, request.slot, request.stamp))
-                batch.append((request, sink))
-                size += request.cost
+        while self._queue and self._may_propose():
+            batch, commands = self._next_batch(now_ns)
             if not batch:
                 return
+            self._in_hand = batch
             try:
-                term, index = self.raft.propose(encode_batch(commands, proposed_ms=self._shard_time(now_ns, wall_ms)))
+                data = encode_batch(commands, proposed_ms=self._shard_time(now_ns, wall_ms))
+                term, index = self.raft.propose(data)
             except Overloaded as refusal:
                 self.proposals_failed += len(batch)
                 for request, sink in batch:
                     self._refuse(request, sink, refusal)
+                self._in_hand = []
                 continue
             except (NotLeader, Unavailable):
                 # Nothing was appended: all of it, in order, may go to the next leader.
                 self._queue.extendleft(reversed(batch))
+                self._in_hand = []
                 self.unplaced = True
                 return
-            assert index not in self._proposed, f"index {index} proposed twice in one term"
+            except ValueError:
+                self._refuse_unencodable(batch)
+                continue
+            self._give_up_proposal(index)
             self._proposed[index] = (term, batch)
+            self._in_hand = []
             if self.traces is not None:
                 self.traces.proposed(index, [request for request, _ in batch])
+
+    def _may_propose(self) -> bool:
+        """Whether fewer batches than allowed are in flight. Those of an older term are in nobody's way any more."""
+        term, limit = self.raft.term, self._settings.batches_in_flight_max
+        return len(self._proposed) < limit or sum(t == term for t, _ in self._proposed.values()) < limit
+
+    def _next_batch(self, now_ns: int) -> tuple[list[Waiting], list[Command]]:
+        """Takes from the queue what one entry holds; what is late is refused."""
+        settings = self._settings
+        batch: list[Waiting] = []
+        commands: list[Command] = []
+        size = 0
+        while self._queue and size < settings.entry_bytes_max and len(batch) < settings.entry_commands_max:
+            request, sink = self._queue.popleft()
+            if request.deadline_ns <= now_ns:
+                self._refuse(request, sink, DeadlineExpired("the deadline passed before the write was proposed"))
+                continue
+            assert not isinstance(request.operation, (Get, Scan)), "reads are never proposed"
+            commands.append(Command(request.operation, request.slot, request.stamp))
+            batch.append((request, sink))
+            size += request.cost
+        return batch, commands
+
+    def _refuse_unencodable(self, batch: list[Waiting]) -> None:
+        """Some number in the batch fits no field: refuses that command, and puts the others back, in order.
+
+        The gateway checks what clients send; this is for the day when it forgets something, so that it costs one request.
+        """
+        good = []
+        for request, sink in batch:
+            assert not isinstance(request.operation, (Get, Scan)), "reads are never proposed"
+            try:
+                encode_batch([Command(request.operation, request.slot, request.stamp)], proposed_ms=0)
+            except ValueError as error:
+                self._refuse(request, sink, InvalidRequest(f"the command cannot be encoded: {error}"))
+            else:
+                good.append((request, sink))
+        assert len(good) < len(batch), f"each of {len(batch)} commands can be encoded, and all together cannot"
+        self._queue.extendleft(reversed(good))
+        self._in_hand = []
+
+    def _give_up_proposal(self, index: Index) -> None:
+        """An older batch at this index was truncated from our log. Whether its copies elsewhere are ever committed is open
+        until something else is, there; nobody will tell us any more, as the index now stands for something newer."""
+        _, batch = self._proposed.pop(index, (Term(0), []))
+        self.proposals_failed += len(batch)
+        unknown = OutcomeUnknown(f"shard {self.shard}: leadership was lost while the write was in flight")
+        for request, sink in batch:
+            if not request.answered:
+                self._refuse(request, sink, unknown)
 
     def ask_read_index(self) -> None:
         """Thesis §6.4: one round confirms leadership for every read that waits now."""
         if not self._reads or len(self._reads_in_flight) >= self._settings.read_rounds_in_flight_max:
             return
-        reads, self._reads = self._reads, []
         context = self._next_context
         self._next_context += 1
         try:
             self.raft.read_index(context)
         except Overloaded as refusal:
+            reads, self._reads = self._reads, []
             for request, sink in reads:
                 self._refuse(request, sink, refusal)
             return
         except (NotLeader, Unavailable):
-            self._reads = reads
             self.unplaced = True
             return
-        self._reads_in_flight[context] = reads
+        self._reads_in_flight[context], self._reads = self._reads, []
 
     def _shard_time(self, now_ns: int, wall_ms: int) -> int:
         """Shard time in ms: a leader goes on from the state machine's time by its monotonic clock.
@@ -227,6 +281,7 @@ class Replica:
                 span.end()
                 self.traces.answered(entry.index)
         self.raft.applied_to(entries[-1].index)
+        self._note_level()
 
     def _answer_entry(self, entry: Entry, proposed: tuple[Term, list[Waiting]], results: list[Result]) -> None:
         term, batch = proposed
@@ -237,11 +292,13 @@ class Replica:
             for request, sink in batch:
                 self._refuse(request, sink, lost)
             return
+        self._in_hand = batch
         assert len(results) == len(batch), f"{len(results)} results for {len(batch)} commands at index {entry.index}"
         shard, index, answer = self.shard, entry.index, self._answer
         for (request, sink), result in zip(batch, results, strict=True):
             outcome = error_of(result.reason, result.message, definite=True) if isinstance(result, Failure) else result
             answer(request, sink, Reply(request.token, outcome, shard, index))
+        self._in_hand = []
 
     def _hold_reads(self, read_states: list[ReadState]) -> None:
         for read_state in read_states:
@@ -255,11 +312,13 @@ class Replica:
         applied = self.raft.applied
         while self._reads_ready and self._reads_ready[0][0] <= applied:
             index, reads = self._reads_ready.pop(0)
+            self._in_hand = reads
             for request, sink in reads:
                 if request.deadline_ns <= now_ns:
                     self._refuse(request, sink, DeadlineExpired("the deadline passed before the read was served"))
                 else:
                     self._answer(request, sink, self.read(request, machine, index))
+            self._in_hand = []
 
     def read(self, request: Request, machine: Machine, index: Index, age_ms: int = 0) -> Reply:
         """Reads the live state now. Raises: `Corruption`."""
@@ -268,6 +327,29 @@ class Replica:
         result = machine.read(operation, request.slot)
         outcome = error_of(result.reason, result.message, definite=True) if isinstance(result, Failure) else result
         return Reply(request.token, outcome, self.shard, index, age_ms)
+
+    # --- How old a stale read is ---------------------------------------------------------------------------------------
+
+    def heard(self, commit: Index, now_ns: int) -> None:
+        """The leader's own commit index (not what it believes that we have) came in at `now_ns`."""
+        self._heard = (commit, now_ns)
+        self._note_level()
+
+    def _note_level(self) -> None:
+        commit, at_ns = self._heard
+        if self.raft.applied >= commit:
+            self.level_ns = max(self.level_ns, at_ns)
+
+    def age_ms(self, now_ns: int) -> int:
+        """How long ago this replica knew itself level with a leader.
+
+        A leader is level with itself. Caveat: one that was replaced and has not noticed is wrong by the time that
+        check-quorum takes, two election timeouts at most.
+        """
+        raft = self.raft
+        if self.leads and raft.committed_in_own_term() and raft.applied >= raft.commit:
+            self.level_ns = now_ns
+        return (now_ns - self.level_ns) // MS
 
     # --- What ends otherwise ------------------------------------------------------------------------------------------
 
@@ -281,16 +363,23 @@ class Replica:
                 else:
                     kept.append((request, sink))
             self._queue = kept
-        for _, batch in self._proposed.values():
+        for index, (term, batch) in list(self._proposed.items()):
             for request, sink in batch:
                 if request.deadline_ns <= now_ns and not request.answered:
                     self._refuse(request, sink, OutcomeUnknown("the deadline passed after the write was proposed"))
+            if term != self.raft.term and all(request.answered for request, _ in batch):
+                # Its index may lie beyond the log's new end, and never come.
+                del self._proposed[index]
         for reads in (self._reads, *self._reads_in_flight.values(), *(reads for _, reads in self._reads_ready)):
             late = [pair for pair in reads if pair[0].deadline_ns <= now_ns]
             for request, sink in late:
                 self._refuse(request, sink, DeadlineExpired("the deadline passed before the read was served"))
             if late:
                 reads[:] = [pair for pair in reads if pair[0].deadline_ns > now_ns]
+
+    def holds_unproposed(self) -> bool:
+        """Whether something waits here that nobody has proposed yet."""
+        return bool(self._queue or self._reads)
 
     def release_unproposed(self) -> list[Waiting]:
         """Gives back what was never proposed, for another leader; called when this replica no longer leads."""
@@ -308,6 +397,11 @@ class Replica:
                 if not request.answered:
                     self._refuse(request, sink, unknown)
         self._proposed.clear()
+        for request, sink in self._in_hand:
+            if not request.answered:
+                read = isinstance(request.operation, (Get, Scan))
+                self._refuse(request, sink, error if read else unknown)
+        self._in_hand = []
         for reads in (*self._reads_in_flight.values(), *(reads for _, reads in self._reads_ready)):
             for request, sink in reads:
                 self._refuse(request, sink, error)
@@ -329,7 +423,7 @@ class Replica:
     def busy(self) -> bool:
         """Whether the next turn has something to propose or to ask."""
         return bool(
-            (self._queue and len(self._proposed) < self._settings.batches_in_flight_max)
+            (self._queue and self._may_propose())
             or (self._reads and len(self._reads_in_flight) < self._settings.read_rounds_in_flight_max)
         )
 

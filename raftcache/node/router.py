@@ -5,10 +5,15 @@
                          └─────► parked, until there is a leader
 
 Rules of this file:
-- a request is forwarded at most once; a forwarded one that does not find its leader here is answered `NotLeader` with a hint;
-- only a refusal that precedes the proposal (definite and retryable) is tried again here, until `give_up_ns`;
+- a request is forwarded to a leader that is known, never to a guess, and at most once; a forwarded one that does not find
+  its leader here is answered `NotLeader` with a hint;
+- only a refusal that precedes the proposal (definite and retryable) is tried again here, until `give_up_ns`; a shard's
+  parked requests are tried with each tick, and between two ticks once more where there is news of its leader;
 - parked requests of a shard keep their order, and later requests of that shard wait behind them: a stream's order holds;
-- a request that is part of an ordered stream is not tried again after it has left this node: it could overtake.
+- a request that is part of an ordered stream is not tried again after it has left this node: it could overtake;
+- where a slot belongs is looked up anew with each try: it may have moved.
+
+Invariant: `in_flight` counts exactly the requests that were submitted and not delivered.
 """
 
 from collections import deque
@@ -19,6 +24,7 @@ from raftcache.clock import Clock
 from raftcache.errors import (
     Corruption,
     DeadlineExpired,
+    InvalidRequest,
     NotLeader,
     OutcomeUnknown,
     Overloaded,
@@ -29,11 +35,28 @@ from raftcache.errors import (
     WrongShard,
 )
 from raftcache.ids import NodeId, ShardId
-from raftcache.kv.operations import CompareAndSwap, Delete, Get, GetResult, Put, Scan, Transaction
+from raftcache.kv.operations import (
+    SYSTEM_NAMESPACE,
+    CompareAndSwap,
+    Delete,
+    Get,
+    Put,
+    Scan,
+    Transaction,
+)
+from raftcache.kv.slots import SLOT_COUNT
 from raftcache.node.api import Consistency, Reply, ReplySink, Request
-from raftcache.node.forwarding import decode_replies, decode_requests, encode_replies, encode_requests
+from raftcache.node.forwarding import (
+    AGAIN,
+    REPLY_BYTES_MAX,
+    decode_replies,
+    decode_requests,
+    encode_replies,
+    encode_requests,
+)
 from raftcache.node.replica import Replica, Waiting
 from raftcache.node.settings import EngineSettings
+from raftcache.storage.state import StateLost
 
 REQUEST_OVERHEAD_BYTES = 256
 """What a request holds in memory beside its key and value."""
@@ -56,17 +79,22 @@ class Places(Protocol):
     """Where things are, as the engine knows it."""
 
     def local(self, shard: ShardId) -> Replica | None: ...
-    def leader_node(self, shard: ShardId) -> NodeId | None: ...
+    def leader_node(self, shard: ShardId) -> NodeId | None:
+        """Another node that is *known* to lead the shard."""
+        ...
+
     def nearest_node(self, shard: ShardId) -> NodeId | None: ...
     def owner(self, slot: int) -> ShardId: ...
     def address(self, node: NodeId) -> str: ...
-    def learned_leader(self, shard: ShardId, node: NodeId | None) -> None: ...
+    def learned_leader(self, shard: ShardId, node: NodeId | None) -> None:
+        """`node` leads the shard; None: whoever was taken for its leader is not, or nobody was, and somebody should ask."""
+        ...
 
 
 def reply_cost_of(request: Request) -> int:
     """Bytes that the reply to a forwarded write may need: what a write returns cannot be asked for again.
 
-    Replies to reads are not counted: what does not fit into one payload is refused, and asked for again (`_ForwardSink`).
+    Replies to reads are not counted: what does not fit into one payload is asked for again (`forwarding.AGAIN`).
     """
     operation = request.operation
     if isinstance(operation, (Put, Delete)) and (operation.return_previous or operation.conditions):
@@ -112,7 +140,16 @@ class Router:
         self._damaged = damaged
         self._wake = wake
         self._parked: dict[ShardId, deque[Waiting]] = {}
+        """By the shard that was tried last."""
+        self._due: set[ShardId] = set()
+        """Shards whose parked requests the next turn tries again: there is news of their leader."""
+        self._tried: set[ShardId] = set()
+        """Shards that had their one extra try since the last tick, so that wrong hints cannot make a circle spin."""
+        self._away: dict[int, list[Waiting]] = {}
+        """What was forwarded and is not answered, by payload; each request keeps its own deadline."""
+        self._payloads = 0
         self._outbox: dict[ReplySink, list[Reply]] = {}
+        self._closed = False
         self.in_flight = 0
         self.in_flight_bytes = 0
         self.overloaded = 0
@@ -127,31 +164,41 @@ class Router:
     def submit(self, requests: Sequence[Request], sink: ReplySink) -> None:
         """Takes requests of any shards; each gets exactly one reply through `sink`, in this turn or a later one."""
         now_ns = self._clock.monotonic_ns()
-        settings, owner = self._settings, self._places.owner
+        settings = self._settings
         give_up_ns = now_ns + settings.patience_ns
         by_shard: dict[ShardId, list[Waiting]] = {}
         for request in requests:
+            assert not request.answered, f"a request is submitted twice: {request}"
             request.cost = cost_of(request)
             request.give_up_ns = min(request.deadline_ns, give_up_ns)
             self.in_flight += 1
             self.in_flight_bytes += request.cost
-            if self.in_flight > settings.in_flight_requests_max or self.in_flight_bytes > settings.in_flight_bytes_max:
-                self._deliver(request, sink, Reply(request.token, self._overloaded()))
+            refusal = self._refusal_of(request)
+            if refusal is not None:
+                self._deliver(request, sink, Reply(request.token, refusal))
                 continue
-            shard = request.shard if request.shard is not None else owner(request.slot)
-            by_shard.setdefault(shard, []).append((request, sink))
+            by_shard.setdefault(self._shard_of(request), []).append((request, sink))
         for shard, waiting in by_shard.items():
             self._route(shard, waiting, now_ns)
         self._wake()
 
-    def _overloaded(self) -> Overloaded:
-        self.overloaded += 1
+    def _refusal_of(self, request: Request) -> RaftCacheError | None:
+        """Why a request is not even looked at; None for nearly all."""
         settings = self._settings
-        return Overloaded(
-            f"this node has {self.in_flight - 1} requests of {self.in_flight_bytes} bytes in flight; "
-            f"limits.in_flight_requests_max is {settings.in_flight_requests_max}, "
-            f"limits.in_flight_bytes_max is {settings.in_flight_bytes_max}: retry later"
-        )
+        if self.in_flight > settings.in_flight_requests_max or self.in_flight_bytes > settings.in_flight_bytes_max:
+            self.overloaded += 1
+            return Overloaded(
+                f"this node has {self.in_flight - 1} requests of {self.in_flight_bytes} bytes in flight; "
+                f"limits.in_flight_requests_max is {settings.in_flight_requests_max}, "
+                f"limits.in_flight_bytes_max is {settings.in_flight_bytes_max}: retry later"
+            )
+        if request.shard is None and not 0 <= request.slot < SLOT_COUNT:
+            return InvalidRequest(f"slot {request.slot} is not in [0, {SLOT_COUNT})")
+        return Unavailable("the node is shutting down") if self._closed else None
+
+    def _shard_of(self, request: Request) -> ShardId:
+        """Where the request belongs by the directory; -1 where nobody owns its slot."""
+        return request.shard if request.shard is not None else self._places.owner(request.slot)
 
     def _route(self, shard: ShardId, waiting: list[Waiting], now_ns: int) -> None:
         stale = [pair for pair in waiting if pair[0].consistency is Consistency.STALE]
@@ -161,6 +208,9 @@ class Router:
         if not waiting:
             return
         if self._parked.get(shard):
+            replica = self._places.local(shard)
+            if replica is None or not replica.leads:
+                waiting = self._refuse_forwarded(shard, waiting)
             self.park(shard, waiting)
             return
         self._route_to_leader(shard, waiting, now_ns)
@@ -173,25 +223,38 @@ class Router:
             replica.offer(waiting)
             self._touch(replica)
             return
-        leader = self._places.leader_node(shard)
-        here = [pair for pair in waiting if pair[0].forwarded]
-        if here:
-            # One hop only: the node that sent it knows better what to do with the hint.
-            hint = self.not_leader(shard)
-            for request, sink in here:
-                self._deliver(request, sink, Reply(request.token, hint, shard))
-            waiting = [pair for pair in waiting if not pair[0].forwarded]
+        waiting = self._refuse_forwarded(shard, waiting)
         if not waiting:
             return
+        if replica is not None and replica.holds_unproposed():
+            # The replica has lost leadership in this turn, and what waited there comes first.
+            self.return_unplaced(shard, replica.release_unproposed())
+            self.park(shard, waiting)
+            return
+        leader = self._places.leader_node(shard)
         if leader is None:
             self.park(shard, waiting)
+            self._places.learned_leader(shard, None)
         else:
-            self._send(shard, leader, waiting, now_ns)
+            self._send(shard, leader, waiting, now_ns, to_leader=True)
+
+    def _refuse_forwarded(self, shard: ShardId, waiting: list[Waiting]) -> list[Waiting]:
+        """One hop only: the node that sent them knows better what to do with the hint. Returns the others."""
+        if not any(request.forwarded for request, _ in waiting):
+            return waiting
+        hint = self.not_leader(shard)
+        for request, sink in waiting:
+            if request.forwarded:
+                self._deliver(request, sink, Reply(request.token, hint, shard))
+        return [pair for pair in waiting if not pair[0].forwarded]
 
     def _without_writes(self, waiting: list[Waiting]) -> list[Waiting]:
+        """Reads go on, and so does the directory: taking a replica away is a way out of a full disk."""
         kept = []
         for request, sink in waiting:
-            if isinstance(request.operation, (Get, Scan)):
+            operation = request.operation
+            system = isinstance(operation, Put) and operation.namespace == SYSTEM_NAMESPACE
+            if system or isinstance(operation, (Get, Scan)):
                 kept.append((request, sink))
             else:
                 self._deliver(request, sink, Reply(request.token, StorageFull(self.refusing)))
@@ -199,25 +262,30 @@ class Router:
 
     def _route_stale(self, shard: ShardId, waiting: list[Waiting], now_ns: int) -> None:
         replica = self._places.local(shard)
-        if replica is not None and replica.machine is not None and not replica.stopped:
+        for position, (request, sink) in enumerate(waiting):
+            if replica is None or replica.machine is None or replica.stopped:
+                self._route_stale_elsewhere(shard, waiting[position:], now_ns)
+                return
             machine = replica.machine
-            age_ms = (now_ns - replica.level_ns) // 1_000_000 if not replica.leads else 0
-            for request, sink in waiting:
-                try:
-                    reply = replica.read(request, machine, machine.applied_index, age_ms)
-                except Corruption as error:
-                    self._damaged(replica, str(error))
-                    reply = Reply(request.token, Unavailable(f"this node's replica of shard {shard} is damaged"), shard)
-                self.settle(request, sink, reply)
-            return
+            try:
+                reply = replica.read(request, machine, machine.applied_index, replica.age_ms(now_ns))
+            except (Corruption, StateLost, UnsupportedVersion) as error:
+                # From here on the replica is stopped, and its state must not be touched: the rest is read elsewhere.
+                self._damaged(replica, str(error))
+                reply = Reply(request.token, Unavailable(f"this node's replica of shard {shard} is damaged"), shard)
+            self.settle(request, sink, reply)
+
+    def _route_stale_elsewhere(self, shard: ShardId, waiting: list[Waiting], now_ns: int) -> None:
         nearest = self._places.nearest_node(shard)
+        onward = []
         for request, sink in waiting:
             if request.forwarded or nearest is None:
                 nowhere = Unavailable(f"no reachable node has a replica of shard {shard}")
                 self._deliver(request, sink, Reply(request.token, nowhere, shard))
-        onward = [pair for pair in waiting if not pair[0].forwarded]
+            else:
+                onward.append((request, sink))
         if onward and nearest is not None:
-            self._send(shard, nearest, onward, now_ns)
+            self._send(shard, nearest, onward, now_ns, to_leader=False)
 
     def not_leader(self, shard: ShardId) -> NotLeader:
         """The refusal, with what this node knows of the leader as its metadata."""
@@ -230,47 +298,69 @@ class Router:
 
     # --- One hop ------------------------------------------------------------------------------------------------------
 
-    def _send(self, shard: ShardId, node: NodeId, waiting: list[Waiting], now_ns: int) -> None:
+    def _send(self, shard: ShardId, node: NodeId, waiting: list[Waiting], now_ns: int, *, to_leader: bool) -> None:
         start = 0
         while start < len(waiting):
             end, size = start, 0
             while end < len(waiting) and end - start < FORWARD_OPERATIONS_MAX and size < FORWARD_BYTES_MAX:
                 size += waiting[end][0].cost + reply_cost_of(waiting[end][0])
                 end += 1
-            self._send_part(shard, node, waiting[start:end], now_ns)
+            self._send_part(shard, node, waiting[start:end], now_ns, to_leader=to_leader)
             start = end
 
-    def _send_part(self, shard: ShardId, node: NodeId, part: list[Waiting], now_ns: int) -> None:
+    def _send_part(self, shard: ShardId, node: NodeId, part: list[Waiting], now_ns: int, *, to_leader: bool) -> None:
         requests = [request for request, _ in part]
         self.forwarded += len(part)
+        self._payloads += 1
+        number = self._payloads
+        self._away[number] = part
 
         def on_reply(payload: bytes | RaftCacheError) -> None:
+            if self._away.pop(number, None) is None:
+                return
             if isinstance(payload, RaftCacheError):
-                self._on_forward_failed(shard, part, payload)
+                self._on_forward_failed(shard, part, payload, to_leader=to_leader)
             else:
-                self._on_forward_answered(shard, part, requests, payload)
+                self._on_forward_answered(shard, node, part, payload, to_leader=to_leader)
             self._wake()
 
         payload = encode_requests(shard, requests, now_ns)
         self._forward(node, payload, on_reply, max(request.deadline_ns for request in requests))
 
     def _on_forward_answered(
-        self, shard: ShardId, part: list[Waiting], requests: list[Request], payload: bytes
+        self, shard: ShardId, node: NodeId, part: list[Waiting], payload: bytes, *, to_leader: bool
     ) -> None:
         try:
-            replies = decode_replies(payload, requests)
+            replies = decode_replies(payload, [request for request, _ in part])
         except (ValueError, UnsupportedVersion) as error:
-            self._on_forward_failed(shard, part, OutcomeUnknown(f"the leader's reply could not be read: {error}"))
+            unreadable = OutcomeUnknown(f"the leader's reply could not be read: {error}")
+            self._on_forward_failed(shard, part, unreadable, to_leader=to_leader)
             return
+        again: list[Waiting] = []
+        refused: NotLeader | None = None
         for (request, sink), reply in zip(part, replies, strict=True):
             result = reply.result
             if isinstance(result, NotLeader):
-                node = result.metadata.get("leader_node")
-                self._places.learned_leader(shard, NodeId(int(node)) if node else None)
+                refused = result
+            elif isinstance(result, Unavailable) and result.metadata == AGAIN and not request.answered:
+                again.append((request, sink))
+                continue
             self.settle(request, sink, reply)
+        if refused is not None and to_leader:
+            hint = refused.metadata.get("leader_node")
+            self._places.learned_leader(shard, NodeId(int(hint)) if hint else None)
+            self.retry(shard)
+        elif to_leader:
+            self._places.learned_leader(shard, node)
+        if again:
+            # Each round brings some of them, so there is an end to it.
+            self._send(shard, node, again, self._clock.monotonic_ns(), to_leader=to_leader)
 
-    def _on_forward_failed(self, shard: ShardId, part: list[Waiting], error: RaftCacheError) -> None:
-        self._places.learned_leader(shard, None)
+    def _on_forward_failed(
+        self, shard: ShardId, part: list[Waiting], error: RaftCacheError, *, to_leader: bool
+    ) -> None:
+        if to_leader:
+            self._places.learned_leader(shard, None)
         for request, sink in part:
             failure = error
             if not error.definite and isinstance(request.operation, (Get, Scan)):
@@ -286,7 +376,7 @@ class Router:
         if requests:
             self.submit(requests, _ForwardSink(shard, len(requests), respond))
         else:
-            respond(encode_replies(shard, []))
+            respond(encode_replies(shard, [], bytes_max=REPLY_BYTES_MAX))
 
     # --- Waiting for a leader -----------------------------------------------------------------------------------------
 
@@ -297,25 +387,57 @@ class Router:
 
     def return_unplaced(self, shard: ShardId, waiting: list[Waiting]) -> None:
         """What a replica could not propose (it does not lead any more): to the next leader, or back with a hint."""
-        here = [pair for pair in waiting if pair[0].forwarded]
-        if here:
-            hint = self.not_leader(shard)
-            for request, sink in here:
-                self._deliver(request, sink, Reply(request.token, hint, shard))
-        self.park(shard, [pair for pair in waiting if not pair[0].forwarded])
+        self.park(shard, self._refuse_forwarded(shard, waiting))
+        self.retry(shard)
+
+    def retry(self, shard: ShardId) -> None:
+        """There is news of the shard's leader: its parked requests are tried in the next turn, once between two ticks."""
+        if shard not in self._tried and self._parked.get(shard):
+            self._tried.add(shard)
+            self._due.add(shard)
+            self._wake()
+
+    def try_due(self) -> None:
+        """At the beginning of a turn."""
+        if self._due:
+            due, self._due = sorted(self._due), set()
+            for shard in due:
+                self.unpark(shard)
 
     def unpark(self, shard: ShardId) -> None:
         """The shard has a leader, perhaps: try its parked requests, in order."""
         parked = self._parked.pop(shard, None)
-        if parked:
-            self._route_to_leader(shard, list(parked), self._clock.monotonic_ns())
+        if not parked:
+            return
+        now_ns = self._clock.monotonic_ns()
+        by_shard: dict[ShardId, list[Waiting]] = {}
+        for pair in parked:
+            by_shard.setdefault(self._shard_of(pair[0]), []).append(pair)
+        for owner, waiting in by_shard.items():
+            if owner != shard and self._parked.get(owner):
+                self.park(owner, waiting)
+            else:
+                self._route_to_leader(owner, waiting, now_ns)
 
-    def unpark_all(self) -> None:
+    def tick(self, now_ns: int) -> None:
+        """Refuses what is late, and tries the rest again."""
+        self._expire_away(now_ns)
+        self._expire_parked(now_ns)
+        self._tried.clear()
         for shard in list(self._parked):
             self.unpark(shard)
 
-    def expire(self, now_ns: int) -> None:
-        """Refuses parked requests whose time is up."""
+    def _expire_away(self, now_ns: int) -> None:
+        """The payload's own deadline is that of its most patient request; the others are answered at theirs."""
+        for part in self._away.values():
+            for request, sink in part:
+                if request.deadline_ns <= now_ns and not request.answered:
+                    late: RaftCacheError = OutcomeUnknown("the deadline passed before the leader's answer came")
+                    if isinstance(request.operation, (Get, Scan)):
+                        late = DeadlineExpired("the deadline passed before the leader's answer came")
+                    self._deliver(request, sink, Reply(request.token, late))
+
+    def _expire_parked(self, now_ns: int) -> None:
         for shard, parked in list(self._parked.items()):
             kept: deque[Waiting] = deque()
             for request, sink in parked:
@@ -334,6 +456,8 @@ class Router:
                 del self._parked[shard]
 
     def _no_leader(self, shard: ShardId) -> Unavailable:
+        if shard < 0:
+            return Unavailable("no shard owns this slot, by the newest directory that this node has")
         return Unavailable(
             f"shard {shard} has no reachable leader: a majority of its voters must be up and connected "
             "(`raftcache status` shows which are not)",
@@ -341,6 +465,7 @@ class Router:
         )
 
     def parked(self) -> int:
+        """Requests that wait for a leader."""
         return sum(len(waiting) for waiting in self._parked.values())
 
     # --- Out ----------------------------------------------------------------------------------------------------------
@@ -353,6 +478,7 @@ class Router:
             and not request.forwarded
             and not request.ordered
             and not request.answered
+            and not self._closed
             and request.give_up_ns > self._clock.monotonic_ns()
         ):
             self.park(reply.shard, [(request, sink)])
@@ -378,6 +504,25 @@ class Router:
             for sink, replies in outbox.items():
                 sink.deliver(replies)
 
+    def close(self) -> None:
+        """No more is taken, and nothing is tried again; the replicas may still answer what they hold. Then `finish`."""
+        self._closed = True
+
+    def finish(self) -> None:
+        """Answers all that waits here or elsewhere, and hands the replies out."""
+        ending = Unavailable("the node is shutting down")
+        for shard, parked in self._parked.items():
+            for request, sink in parked:
+                self._deliver(request, sink, Reply(request.token, ending, shard))
+        self._parked.clear()
+        for part in self._away.values():
+            for request, sink in part:
+                read = isinstance(request.operation, (Get, Scan))
+                unknown = OutcomeUnknown("the node is shutting down and will not see the leader's answer")
+                self._deliver(request, sink, Reply(request.token, ending if read else unknown))
+        self._away.clear()
+        self.flush()
+
 
 class _ForwardSink:
     """Collects the replies to one forwarded payload and answers it when the last one is there."""
@@ -392,15 +537,4 @@ class _ForwardSink:
         self._replies.extend(replies)
         assert len(self._replies) <= self._expected, f"{len(self._replies)} replies to {self._expected} requests"
         if len(self._replies) == self._expected:
-            self._trim()
-            self._respond(encode_replies(self._shard, self._replies))
-
-    def _trim(self) -> None:
-        """Refuses the reads whose results would make the payload too large; the sender asks for them again."""
-        size = 0
-        for reply in self._replies:
-            result = reply.result
-            if isinstance(result, GetResult) and result.entry is not None:
-                size += len(result.entry.value)
-                if size > FORWARD_BYTES_MAX:
-                    reply.result = Unavailable("the replies did not fit into one message between nodes; ask again")
+            self._respond(encode_replies(self._shard, self._replies, bytes_max=REPLY_BYTES_MAX))

@@ -31,7 +31,7 @@ def local_status(engine: Engine, version: str) -> dict[str, Any]:
             {
                 "replica": replica.replica_id,
                 "shard": replica.shard,
-                "role": ROLE_NAMES[raft.role],
+                "role": ROLE_NAMES[raft.role] if not replica.stopped else "unknown",
                 "stopped": replica.stopped,
                 "term": raft.term,
                 "leader": raft.leader,
@@ -41,14 +41,18 @@ def local_status(engine: Engine, version: str) -> dict[str, Any]:
                 "keys": replica.machine.record_count if replica.machine is not None else -1,
                 "voters": list(raft.configuration.voters),
                 "learners": list(raft.configuration.learners),
-                "joint": bool(raft.configuration.voters_outgoing),
+                "voters_outgoing": list(raft.configuration.voters_outgoing),
                 "match": {str(p): [x.match, x.recent_active] for p, x in raft.progress.items()}
                 if replica.leads
                 else {},
                 "waiting_for": engine.keeper.waiting_for.get(replica.shard, ""),
             }
         )
-    return {"version": version, "epoch": engine.directory.epoch, "replicas": replicas}
+    absent = [
+        {"replica": replica_id, "shard": absent.shard, "reason": absent.reason}
+        for replica_id, absent in engine.lifecycle.absent.items()
+    ]
+    return {"version": version, "epoch": engine.directory.epoch, "replicas": replicas, "absent": absent}
 
 
 def cluster_info(directory: Directory, answers: dict[NodeId, dict[str, Any]]) -> ClusterInfo:
@@ -83,6 +87,11 @@ def cluster_info(directory: Directory, answers: dict[NodeId, dict[str, Any]]) ->
         )
     info.failure_tolerance = min((shard.failure_tolerance for shard in info.shards), default=0)
     info.problems = _problems(info, reports)
+    for answer in answers.values():
+        info.problems += [
+            f"replica {absent['replica']} of shard {absent['shard']} is not running: {absent['reason']}"
+            for absent in answer["absent"]
+        ]
     info.healthy = not info.problems
     return info
 
@@ -94,7 +103,10 @@ def _shard_info(
     leading = max((r for r in own if r["role"] == "leader"), key=lambda r: r["term"], default=None)
     best = leading or max(own, key=lambda r: (r["term"], r["commit"]), default=None)
     leader = ReplicaId(leading["replica"]) if leading is not None else NO_REPLICA
-    voters = set(best["voters"]) if best is not None else {placed.replica for placed in shard.voters()}
+    listed = {placed.replica for placed in shard.voters()}
+    voters = set(best["voters"]) or listed if best is not None else listed
+    # Thesis §4.3: while the configuration is joint, each half needs its majority.
+    outgoing = set(best["voters_outgoing"]) if best is not None else set()
     info = ShardInfo(
         shard=shard.shard,
         ranges=[(lo, hi) for lo, hi in shard.ranges],
@@ -103,7 +115,7 @@ def _shard_info(
         term=Term(best["term"]) if best is not None else Term(0),
         commit_index=Index(best["commit"]) if best is not None else Index(0),
         applied_index=Index(best["applied"]) if best is not None else Index(0),
-        failure_tolerance=failure_tolerance(voters, live),
+        failure_tolerance=min(failure_tolerance(half, live) for half in (voters, outgoing or voters)),
         keys=best["keys"] if best is not None else -1,
     )
     if shard.change is not None:
@@ -122,6 +134,7 @@ def _shard_info(
                 replica=placed.replica,
                 node=placed.node,
                 membership=_membership(placed.replica, placed.membership, best, shard),
+                votes=placed.replica in voters | outgoing,
                 role=report["role"] if report is not None and not report["stopped"] else "unknown",
                 match_index=Index(match or 0),
                 lag_entries=max(0, leading["last"] - match) if leading is not None and match is not None else -1,
@@ -131,8 +144,10 @@ def _shard_info(
 
 
 def _membership(replica: ReplicaId, listed: str, best: dict[str, Any] | None, shard: DirectoryShard) -> str:
-    if shard.change is not None and shard.change.outgoing == replica:
-        return "leaving"
+    if shard.change is not None:
+        cancelled = shard.change.action == "cancel"
+        if replica == (shard.change.incoming if cancelled else shard.change.outgoing):
+            return "leaving"
     if best is None:
         return listed
     if replica in best["voters"]:

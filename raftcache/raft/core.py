@@ -832,7 +832,9 @@ class Raft:
                 continue
             # Never beyond what the follower is known to have: it could not tell what it has from what it should have.
             commit = min(progress.match, self.log.commit)
-            self._owed.messages.append(Heartbeat(peer, self.id, self.term, commit, position))
+            # A leader that has not committed in its term does not know what is committed (Raft §5.4.2): nobody is level.
+            level = commit == self.log.commit and self.committed_in_own_term()
+            self._owed.messages.append(Heartbeat(peer, self.id, self.term, commit, position, level))
 
     def _on_heartbeat(self, message: Heartbeat) -> None:
         self._follow(message.from_)

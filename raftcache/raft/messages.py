@@ -108,7 +108,9 @@ class AppendReply:
 class Heartbeat:
     """Leader to every other member, each heartbeat interval. `commit` is clamped to what the follower has.
 
-    `read_position` is the position of the newest pending read (0 = none): thesis §6.4.
+    `read_position` is the position of the newest pending read (0 = none): thesis §6.4. `level` says that `commit` is not
+    clamped but the leader's own: who has applied it lacks nothing. (Without it a follower that receives heartbeats and
+    nothing else could not tell, and would take itself for level for ever.)
     """
 
     to: ReplicaId
@@ -116,6 +118,7 @@ class Heartbeat:
     term: Term
     commit: Index
     read_position: int = 0
+    level: bool = False
 
 
 @dataclass(slots=True)

@@ -4,14 +4,19 @@
     init-plan.json      the cluster that an `init` on this node is making; kept, so that a repeated `init` goes on with it
 
 Rules of this file:
-- both files are replaced atomically and synced; the directory file is a copy, the plan is not;
+- both files are replaced atomically and synced, and carry a checksum: one wrong digit in a directory would misdirect what
+  this node does to its replicas;
+- both are copies of what others have, too: where the disk is full they are saved later, where they are damaged the node
+  asks the others;
 - a log that is opened *fresh* belongs to an init or join that had not come to its commit point: what lies there is removed.
-
-Caveat: a lost or damaged directory file of a member is refused at the start, because it names which replicas are here.
 """
 
+import contextlib
+import errno
 from collections.abc import Callable
 from typing import NoReturn
+
+from crc32c import crc32c
 
 from raftcache.errors import Corruption
 from raftcache.ids import ClusterId
@@ -42,38 +47,45 @@ class DiskHome:
         return None if cluster == NO_CLUSTER else cluster
 
     def load_directory(self) -> Directory | None:
+        """Raises: `Corruption`, `UnsupportedVersion`."""
         return self._load(DIRECTORY)
 
-    def save_directory(self, directory: Directory) -> None:
-        self._save(DIRECTORY, directory)
+    def save_directory(self, directory: Directory) -> bool:
+        """Durable on return; False where the disk is full."""
+        return self._save(DIRECTORY, directory)
 
     def load_plan(self) -> Directory | None:
+        """Raises: `Corruption`, `UnsupportedVersion`."""
         return self._load(PLAN)
 
-    def save_plan(self, plan: Directory) -> None:
-        self._save(PLAN, plan)
+    def save_plan(self, plan: Directory) -> bool:
+        """Durable on return; False where the disk is full."""
+        return self._save(PLAN, plan)
 
     def _load(self, name: str) -> Directory | None:
         path = f"{self._data.path}/{name}"
         if not self._disk.exists(path):
             return None
-        epoch, newline, document = read_file(self._disk, path).partition(b"\n")
+        head, _, document = read_file(self._disk, path).partition(b"\n")
         try:
-            if not newline:
-                raise ValueError("it has no first line")
+            epoch, checksum = head.split()
+            if int(checksum, 16) != _checksum(int(epoch), document):
+                raise ValueError("its checksum is wrong")
             return Directory.decode(document, int(epoch))
-        except (ValueError, KeyError, TypeError) as error:
-            raise Corruption(
-                f"{path} is damaged ({error}): put an intact copy back, from this node or from any other of the cluster",
-                metadata={"file": path},
-            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Corruption(f"{path} is damaged ({error})", metadata={"file": path}) from error
 
-    def _save(self, name: str, directory: Directory) -> None:
+    def _save(self, name: str, directory: Directory) -> bool:
         path = f"{self._data.path}/{name}"
+        document = directory.encode()
         try:
-            write_file_atomically(self._disk, path, b"%d\n%s" % (directory.epoch, directory.encode()))
+            head = b"%d %08x\n" % (directory.epoch, _checksum(directory.epoch, document))
+            write_file_atomically(self._disk, path, head + document)
         except OSError as error:
-            self._fatal(f"{path}: {error}")
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                self._fatal(f"{path}: {error}")
+            return False
+        return True
 
     def join_cluster(self, cluster: ClusterId) -> None:
         """The commit point of init and join; durable on return."""
@@ -83,8 +95,9 @@ class DiskHome:
         """The node's log. Raises: see `Wal.open`."""
         if not fresh:
             wal = self._data.open_log(self._wal_config, fatal=self._fatal)
-            # What a crash left of replicas that had gone.
-            self._data.delete_replica_directories(wal.removed())
+            # What a crash left of replicas that had gone. Where it cannot be deleted, it lies there until the next start.
+            with contextlib.suppress(OSError):
+                self._data.delete_replica_directories(wal.removed())
             return wal
         try:
             for name in (LOG, REPLICAS):
@@ -102,3 +115,7 @@ class DiskHome:
             incarnation=identity.incarnation,
             fatal=self._fatal,
         )
+
+
+def _checksum(epoch: int, document: bytes) -> int:
+    return crc32c(b"%d\n" % epoch + document)

@@ -1,7 +1,9 @@
 """The engine on an asyncio loop: soon, later, off the loop, and the tick.
 
 Rules of this file:
-- one worker thread does what must not hold the loop up (a slow fdatasync); it is never given two things at once;
+- one worker thread does what must not hold the loop up (a slow fdatasync, allocating ahead), one thing after the other;
+- what leaves the engine's turn as an exception is no replica's doing (the engine supervises those): it ends the process.
+  An event loop would only log it, and go on with an engine that has lost what it was about to make durable;
 - a tick that comes late is one tick, however late: time that the process slept through (a stopped process, a stalled
   disk) must not be made up for in one go, or a leader that was merely paused would be voted out by its own followers' clocks.
 """
@@ -22,7 +24,15 @@ class LoopScheduler:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raftcache-sync")
 
     def call_soon(self, function: Callable[[], None]) -> None:
-        self._loop.call_soon(function)
+        """Runs `function` in the loop's next round."""
+        self._loop.call_soon(self.guarded, function)
+
+    def guarded(self, function: Callable[[], None]) -> None:
+        """Runs `function`; see the module on what it raises."""
+        try:
+            function()
+        except Exception as error:  # noqa: BLE001 - the supervisor of the process
+            self._on_error(error)
 
     def run_blocking(self, work: Callable[[], None], done: Callable[[], None]) -> None:
         """Runs `work` in the worker thread, then `done` on the loop."""
@@ -30,14 +40,19 @@ class LoopScheduler:
         def finished(future: Future[None]) -> None:
             error = future.exception()
             if error is None:
-                done()
+                self.guarded(done)
             else:
                 self._on_error(error)
 
         future = self._worker.submit(work)
         future.add_done_callback(lambda done_future: self._loop.call_soon_threadsafe(finished, done_future))
 
+    def wait(self) -> None:
+        """Returns when all work that was given to the thread has ended."""
+        self._worker.submit(lambda: None).result()
+
     def close(self) -> None:
+        """Ends the thread."""
         self._worker.shutdown(wait=True)
 
 

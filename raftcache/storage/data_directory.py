@@ -174,15 +174,26 @@ class DataDirectory:
 
     def addresses(self) -> dict[NodeId, str]:
         """Where other nodes were last heard of. Hints: a damaged book is an empty one."""
+        return {node: str(address) for node, address in self._book("addresses").items()}
+
+    def incarnations(self) -> dict[NodeId, int]:
+        """The newest life in which each other node was met: an older one is a copy that was restored. Hints, too."""
+        return {node: life for node, life in self._book("incarnations").items() if isinstance(life, int)}
+
+    def _book(self, part: str) -> dict[NodeId, object]:
         try:
             book = json.loads(read_file(self._disk, f"{self.path}/{ADDRESSES}"))
-            return {NodeId(int(node)): str(address) for node, address in book["addresses"].items()}
+            return {NodeId(int(node)): value for node, value in book[part].items()}
         except (OSError, Corruption, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
-    def save_addresses(self, addresses: Mapping[NodeId, str]) -> bool:
-        """Remember `addresses` for the next start. False where the disk did not take them, which costs nothing but a hint."""
-        book = {"version": 1, "addresses": {str(node): address for node, address in sorted(addresses.items())}}
+    def save_addresses(self, addresses: Mapping[NodeId, str], incarnations: Mapping[NodeId, int] | None = None) -> bool:
+        """Remember both for the next start. False where the disk did not take them, which costs nothing but a hint."""
+        book = {
+            "version": 1,
+            "addresses": {str(node): address for node, address in sorted(addresses.items())},
+            "incarnations": {str(node): life for node, life in sorted((incarnations or {}).items())},
+        }
         try:
             write_file_atomically(self._disk, f"{self.path}/{ADDRESSES}", json.dumps(book, indent=1).encode())
         except OSError:

@@ -37,6 +37,7 @@ EVENTS: Mapping[str, tuple[Level, str]] = {
     "loop_stalled": (Level.WARNING, "The event loop did not run for longer than a heartbeat interval."),
     "disk_low": (Level.WARNING, "Less free space than storage.disk_free_bytes_min: writes are refused."),
     "disk_recovered": (Level.INFO, "There is room again."),
+    "directory_lost": (Level.WARNING, "The node's copy of the directory is damaged or gone; it asks for a new one."),
     "joined_cluster": (Level.INFO, "The node became a member of a cluster; from now on its data belongs to it."),
     # Replicas.
     "replica_opened": (Level.INFO, "A replica was recovered or created."),

@@ -48,8 +48,8 @@ Payload = bytes | memoryview
 _HEAD = struct.Struct("<BIII")
 SECTION_HEAD_BYTES = _HEAD.size
 
-_HEARTBEAT = struct.Struct("<IQQQQQ")
-"""shard, to, from, term, commit, read position."""
+_HEARTBEAT = struct.Struct("<IQQQQQB")
+"""shard, to, from, term, commit, read position, level."""
 _HEARTBEAT_REPLY = struct.Struct("<IQQQQ")
 """shard, to, from, term, read position."""
 HEARTBEAT_BYTES = _HEARTBEAT.size
@@ -95,7 +95,7 @@ ENTRY_OVERHEAD_BYTES = _ENTRY.size
 
 
 def encode_heartbeat(shard: ShardId, m: Heartbeat) -> bytes:
-    return _HEARTBEAT.pack(shard, m.to, m.from_, m.term, m.commit, m.read_position)
+    return _HEARTBEAT.pack(shard, m.to, m.from_, m.term, m.commit, m.read_position, m.level)
 
 
 def encode_heartbeat_reply(shard: ShardId, m: HeartbeatReply) -> bytes:
@@ -204,8 +204,10 @@ def decode_section(payload: Payload) -> list[tuple[ShardId, Message]]:
         if heartbeats:
             end = position + heartbeats * _HEARTBEAT.size
             _check_end(end, payload)
-            for shard, to, from_, term, commit, read in _HEARTBEAT.iter_unpack(payload[position:end]):
-                messages.append((shard, Heartbeat(to, from_, term, commit, read)))
+            for shard, to, from_, term, commit, read, level in _HEARTBEAT.iter_unpack(payload[position:end]):
+                if level > 1:
+                    raise ProtocolError(f"a heartbeat of shard {shard} has the flags {level}")
+                messages.append((shard, Heartbeat(to, from_, term, commit, read, level == 1)))
             position = end
         if replies:
             end = position + replies * _HEARTBEAT_REPLY.size

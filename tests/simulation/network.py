@@ -33,7 +33,9 @@ class SimulatedNetwork:
         for node, shard, message in waiting:
             data = b"".join(encode_section([(shard, message)]))
             for _ in range(self._world.copies(self._owner.node, node)):
-                self._world.deliver(self._owner.node, node, lambda peer, data=data: peer.on_bytes(self._owner.node, data))
+                self._world.deliver(
+                    self._owner.node, node, lambda peer, data=data: peer.on_bytes(self._owner.node, data)
+                )
 
     def request(
         self,
@@ -77,7 +79,12 @@ class SimulatedNetwork:
         self.request(self._world.node_at(address[1]), kind, payload, on_reply, deadline_ns)
 
     def send_snapshot(
-        self, node: NodeId, shard: ShardId, message: InstallSnapshot, reader: OutgoingCheckpoint, on_done: Callable[[bool], None]
+        self,
+        node: NodeId,
+        shard: ShardId,
+        message: InstallSnapshot,
+        reader: OutgoingCheckpoint,
+        on_done: Callable[[bool], None],
     ) -> None:
         world, owner, life = self._world, self._owner, self._owner.life
         chunks = []

@@ -116,7 +116,9 @@ def _made_no_progress(history: History, safety_ms: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("seed", type=int, nargs="?", help="replay this seed; without it, run seeds until the time is up")
+    parser.add_argument(
+        "seed", type=int, nargs="?", help="replay this seed; without it, run seeds until the time is up"
+    )
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--first", type=int, default=int(time.time()), help="the first seed of a long run")
     arguments = parser.parse_args()

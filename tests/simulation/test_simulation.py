@@ -92,7 +92,9 @@ def no_sync_before_promise(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("break_it", [no_fsync, vote_not_persisted, stale_leader_reads, no_sync_before_promise])
-def test_a_broken_build_is_caught(break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_build_is_caught(
+    break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Random schedules find each deliberate bug within a few seeds."""
     break_it(monkeypatch)
     for seed in CANARY_SEEDS:

@@ -126,6 +126,9 @@ class _Scheduler:
     def call_soon(self, function: Callable[[], None]) -> None:
         self._world.after(0, lambda: function() if self._owner.life == self._life else None, node=self._owner)
 
+    def wait(self) -> None:
+        """Never needed: a simulated node crashes, and is not closed."""
+
     def run_blocking(self, work: Callable[[], None], done: Callable[[], None]) -> None:
         def run() -> None:
             work()
@@ -177,7 +180,11 @@ class World:
         for number in range(1, self.node_count + 1):
             node = NodeId(number)
             self.nodes[node] = SimulatedNode(
-                self, node, PORT_BASE + number, SimulatedDisk(self.random), ManualClock(wall_ms=1_000_000 + 77_000 * number)
+                self,
+                node,
+                PORT_BASE + number,
+                SimulatedDisk(self.random),
+                ManualClock(wall_ms=1_000_000 + 77_000 * number),
             )
 
     # --- Time ---
@@ -266,7 +273,9 @@ class World:
             for victim in chosen:
                 if victim.host is not None:
                     victim.crash()
-                    self.after(self.random.randrange(10, 2_000) * MS, lambda victim=victim: self._restart(victim), node=victim)
+                    self.after(
+                        self.random.randrange(10, 2_000) * MS, lambda victim=victim: self._restart(victim), node=victim
+                    )
             self._schedule_crash()
 
         self.after(self.random.randrange(self.faults.crash_every_ms) * MS, crash)

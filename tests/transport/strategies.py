@@ -65,7 +65,7 @@ MESSAGES: dict[type, st.SearchStrategy[Message]] = {
     AppendReply: st.builds(
         AppendReply, **header, index=indexes, rejected=st.booleans(), hint_index=indexes, hint_term=terms
     ),
-    Heartbeat: st.builds(Heartbeat, **header, commit=indexes, read_position=u64),
+    Heartbeat: st.builds(Heartbeat, **header, commit=indexes, read_position=u64, level=st.booleans()),
     HeartbeatReply: st.builds(HeartbeatReply, **header, read_position=u64),
     RequestVote: st.builds(
         RequestVote, **header, last_index=indexes, last_term=terms, pre=st.booleans(), transfer=st.booleans()

@@ -1,0 +1,575 @@
+"""Requests on their way: routed, forwarded, parked, refused; each gets exactly one reply, and nothing is counted for ever."""
+
+from dataclasses import replace
+
+import pytest
+
+from raftcache.errors import (
+    Corruption,
+    DeadlineExpired,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    RaftCacheError,
+    Unavailable,
+    WrongShard,
+)
+from raftcache.ids import NodeId, ShardId, Slot
+from raftcache.kv.machine import Machine
+from raftcache.kv.operations import Failure, Get, GetResult, Put, Scan, ScanResult, WriteResult
+from raftcache.kv.slots import slot_of
+from raftcache.node.api import Consistency, Request
+from raftcache.node.kinds import KIND_FORWARD
+from raftcache.node.settings import MS
+from tests.node.nodes import SHARD, Asked, Node, Nodes, at_end_nothing_in_flight
+
+
+def others(nodes: Nodes, node: Node) -> list[Node]:
+    return [other for other in nodes if other is not node]
+
+
+# --- Proposals and what becomes of them ---------------------------------------------------------------------------
+
+
+def test_replaced_proposals_do_not_stop_their_replica_when_it_leads_again() -> None:
+    """Batches of an old term beyond the log's new end: their indexes are proposed again, and the replica goes on."""
+    nodes = Nodes(3, batches_in_flight_max=4, entry_commands_max=1)
+    with at_end_nothing_in_flight(nodes):
+        old = nodes.lead()
+        nodes.isolate(old)
+        lost = [nodes.put(old, b"k%d" % number, timeout_ns=60_000 * MS, ordered=True) for number in range(4)]
+        new = others(nodes, old)[0]
+        nodes.until(lambda: any(node.leads() for node in others(nodes, old)), "another leader")
+        nodes.heal()
+        nodes.until(lambda: old.replica().raft.leader != 0 and not old.leads(), "the old leader to follow")
+        nodes.make_leader(old)
+        again = [nodes.put(old, b"again%d" % number) for number in range(4)]
+        nodes.until(lambda: all(asked.replies for asked in (*lost, *again)), "all replies")
+        assert "" == old.replica().stopped
+        assert all(isinstance(asked.result, WriteResult) for asked in again)
+        assert all(isinstance(asked.result, (NotLeader, OutcomeUnknown)) for asked in lost)
+        assert nodes.get(new, b"k3").result.entry is None  # type: ignore[attr-defined]
+
+
+def test_replaced_proposal_is_refused_definitely_once_another_term_commits_at_its_index() -> None:
+    """What was appended by a deposed leader and replaced never had an effect, and its caller is told so."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        old = nodes.lead()
+        nodes.isolate(old)
+        lost = nodes.put(old, b"k", timeout_ns=60_000 * MS, ordered=True)
+        nodes.until(lambda: any(node.leads() for node in others(nodes, old)), "another leader")
+        assert [] == lost.replies
+        nodes.heal()
+        nodes.until(lambda: bool(lost.replies), "the reply")
+        assert isinstance(lost.result, NotLeader)
+        assert lost.result.definite
+
+
+def test_proposal_without_a_quorum_ends_as_unknown_at_its_deadline() -> None:
+    """Whether it will ever be committed is open, and that is what the caller is told."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        nodes.isolate(leader)
+        asked = nodes.put(leader, b"k", timeout_ns=500 * MS)
+        nodes.until(lambda: bool(asked.replies), "the reply", ticks=6)
+        assert isinstance(asked.result, OutcomeUnknown)
+
+
+def test_unproposed_writes_of_a_stream_are_not_overtaken_when_leadership_moves() -> None:
+    """A write that comes between the news of another leader and the next turn waits behind those that came before."""
+    nodes = Nodes(3, batches_in_flight_max=1, entry_commands_max=1)
+    with at_end_nothing_in_flight(nodes):
+        old = nodes.lead()
+        nodes.isolate(old)
+        first = nodes.put(old, b"k", b"1", timeout_ns=60_000 * MS, ordered=True)
+        second = nodes.put(old, b"k", b"2", timeout_ns=60_000 * MS, ordered=True)
+        nodes.until(lambda: any(node.leads() for node in others(nodes, old)), "another leader")
+        new = nodes.lead()
+        # The old leader hears of the new one ...
+        nodes.heal()
+        new.engine.tick()
+        while new.scheduler.step():
+            pass
+        mail = [entry for entry in nodes.mail if entry[1] == old.node]
+        nodes.mail.clear()
+        for _, _, function in mail:
+            function(old)
+        assert not old.leads()
+        # ... and before its next turn another write of the same stream is there.
+        third = nodes.put(old, b"k", b"3", timeout_ns=60_000 * MS, ordered=True)
+        nodes.until(lambda: all(asked.replies for asked in (first, second, third)), "all replies")
+        assert isinstance(second.result, WriteResult)
+        assert isinstance(third.result, WriteResult)
+        assert second.result.revision < third.result.revision
+        assert b"3" == nodes.get(new, b"k").result.entry.value  # type: ignore[attr-defined]
+
+
+def test_writes_of_a_stream_keep_their_order_through_a_handover() -> None:
+    """Parked while leadership is handed over, and sent on: in the order in which they came, none refused."""
+    nodes = Nodes(3, batches_in_flight_max=1, entry_commands_max=2)
+    with at_end_nothing_in_flight(nodes):
+        old = nodes.lead()
+        target = others(nodes, old)[0]
+        asked = [nodes.put(old, b"k", b"%d" % n, ordered=True, run=False) for n in range(5)]
+        old.engine.transfer(old.replica(), target.replica().replica_id)
+        asked += [nodes.put(old, b"k", b"%d" % n, ordered=True, run=False) for n in range(5, 10)]
+        nodes.until(lambda: all(each.replies for each in asked), "all replies")
+        assert target.leads()
+        revisions = [each.result.revision for each in asked]  # type: ignore[attr-defined]
+        assert sorted(revisions) == revisions
+        assert b"9" == nodes.get(old, b"k").result.entry.value  # type: ignore[attr-defined]
+
+
+# --- Reads --------------------------------------------------------------------------------------------------------
+
+
+def test_damage_met_by_one_read_loses_none_of_its_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads that were confirmed together with the one that meets a damaged record are answered, too."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        nodes.put(leader, b"a")
+        read, damaged = Machine.read, [True]
+
+        def maybe_damaged(self: Machine, operation: Get | Scan, slot: Slot) -> object:
+            if damaged and isinstance(operation, Get) and operation.key == b"b":
+                damaged.clear()
+                raise Corruption("a record is damaged")
+            return read(self, operation, slot)
+
+        monkeypatch.setattr(Machine, "read", maybe_damaged)
+        asked = [nodes.get(leader, key, run=False) for key in (b"a", b"b", b"c", b"d")]
+        nodes.until(lambda: all(each.replies for each in asked), "all replies", ticks=60)
+        assert all(isinstance(each.result, GetResult) for each in asked), [each.result for each in asked]
+        nodes.until(nodes.level, "the rebuilt replica to be level")
+
+
+def test_stale_reads_after_damage_do_not_touch_the_discarded_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of several stale reads meets damage: the state is given up, and the others are not read from it."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        follower = others(nodes, nodes.lead())[0]
+        machine = follower.replica().machine
+        read, touched = Machine.read, []
+
+        def damaged(self: Machine, operation: Get | Scan, slot: Slot) -> object:
+            if self is machine:
+                touched.append(operation)
+                raise Corruption("a record is damaged")
+            return read(self, operation, slot)
+
+        monkeypatch.setattr(Machine, "read", damaged)
+        sink = _Many()
+        deadline_ns = follower.clock.monotonic_ns() + 5_000 * MS
+        stale = Consistency.STALE
+        requests = [Request(n, Get(b"k"), slot_of(b"k"), deadline_ns, consistency=stale) for n in range(3)]
+        follower.engine.submit(requests, sink)
+        nodes.until(lambda: len(sink.replies) == 3, "all replies", ticks=60)
+        assert 1 == len(touched)
+
+
+def test_reads_wait_until_their_index_is_applied() -> None:
+    """Pitfall 15: a read index may be ahead of the state; the read is answered when the state is there."""
+    nodes = Nodes(3, committed_bytes_per_ready=1)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        writes = [nodes.put(leader, b"k", b"%d" % n, run=False) for n in range(20)]
+        read = nodes.get(leader, b"k", run=False)
+        nodes.run()
+        assert all(each.replies for each in writes)
+        assert isinstance(read.result, GetResult)
+        machine = leader.replica().machine
+        assert machine is not None
+        assert read.reply.index <= machine.applied_index
+
+
+def test_superseded_leader_answers_no_linearizable_read() -> None:
+    """Pitfall 17: cut off from the others, a leader that was replaced finds no quorum for its read index."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        old = nodes.lead()
+        nodes.put(old, b"k", b"old")
+        nodes.isolate(old)
+        read = nodes.get(old, b"k")
+        nodes.until(lambda: any(node.leads() for node in others(nodes, old)), "another leader")
+        nodes.put(nodes.lead(), b"k", b"new")
+        nodes.tick(30)
+        assert isinstance(read.result, (NotLeader, Unavailable))
+
+
+# --- Stale reads --------------------------------------------------------------------------------------------------
+
+
+def test_stale_read_of_a_level_follower_is_young_in_an_idle_cluster() -> None:
+    """Heartbeats of a leader whose log it has completely are enough to know oneself level."""
+    nodes = Nodes(3)
+    leader = nodes.lead()
+    nodes.put(leader, b"k")
+    nodes.tick(50)
+    follower = others(nodes, leader)[0]
+    asked = nodes.get(follower, b"k", consistency=Consistency.STALE)
+    assert isinstance(asked.result, GetResult)
+    assert asked.reply.age_ms <= 200, asked.reply
+
+
+def test_follower_that_is_behind_does_not_take_itself_for_level() -> None:
+    """Heartbeats reach it but nothing else does: its stale reads grow old, although the heartbeats' commit is its own."""
+    nodes = Nodes(3)
+    leader = nodes.lead()
+    follower = others(nodes, leader)[0]
+    nodes.put(leader, b"k", b"1")
+    nodes.tick(2)
+    hold_back = leader.network.send
+
+    def heartbeats_only(node: NodeId, shard: ShardId, message: object) -> None:
+        if node != follower.node or type(message).__name__ == "Heartbeat" or shard != SHARD:
+            hold_back(node, shard, message)  # type: ignore[arg-type]
+
+    leader.network.send = heartbeats_only  # type: ignore[method-assign]
+    assert isinstance(nodes.put(leader, b"k", b"2").result, WriteResult)
+    nodes.tick(30)
+    asked = nodes.get(follower, b"k", consistency=Consistency.STALE)
+    assert b"1" == asked.result.entry.value  # type: ignore[attr-defined]
+    assert asked.reply.age_ms >= 2_900, asked.reply
+
+
+def test_stale_read_goes_to_another_node_where_there_is_no_replica() -> None:
+    """A node without a replica of the shard asks one that has it."""
+    nodes = Nodes(4)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        nodes.put(leader, b"k")
+        nodes.tick(3)
+        stranger = next(node for node in nodes if node.engine.local(SHARD) is None)
+        asked = nodes.get(stranger, b"k", consistency=Consistency.STALE)
+        assert isinstance(asked.result, GetResult)
+        assert asked.reply.index > 0
+
+
+# --- Deadlines ----------------------------------------------------------------------------------------------------
+
+
+def test_each_forwarded_request_keeps_its_own_deadline() -> None:
+    """Two requests leave in one payload and no answer comes: each is answered at its own deadline, not at the later one."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        follower = others(nodes, leader)[0]
+        nodes.hold_calls = lambda call: call.kind == KIND_FORWARD
+        sink = _Many()
+        now_ns = follower.clock.monotonic_ns()
+        soon = Request("soon", Put(b"a", b""), slot_of(b"a"), now_ns + 300 * MS)
+        read = Request("read", Get(b"a"), slot_of(b"a"), now_ns + 300 * MS)
+        late = Request("late", Put(b"a", b""), slot_of(b"a"), now_ns + 30_000 * MS)
+        follower.engine.submit([soon, read, late], sink)
+        nodes.run()
+        nodes.tick(4)
+        results = {reply.token: reply.result for reply in sink.replies}
+        assert isinstance(results["soon"], OutcomeUnknown)
+        assert isinstance(results["read"], DeadlineExpired)
+        assert "late" not in results
+        # The late answer finds the one that still waits, and nobody else.
+        nodes.let_go(nodes.held.pop())
+        nodes.run()
+        assert 3 == len(sink.replies)
+        assert isinstance(sink.replies[-1].result, WriteResult)
+
+
+def test_parked_requests_are_refused_when_the_patience_ends() -> None:
+    """Without a leader a request is kept for a while, then refused definitely; its deadline, if earlier, ends it before."""
+    nodes = Nodes(3, patience_ns=1_000 * MS)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        survivor = others(nodes, leader)[0]
+        for node in others(nodes, survivor):
+            node.crash()
+        nodes.until(lambda: survivor.replica().raft.leader == 0, "the leader to be missed")
+        patient = nodes.put(survivor, b"k", timeout_ns=60_000 * MS)
+        hasty = nodes.put(survivor, b"k", timeout_ns=300 * MS)
+        nodes.tick(12)
+        assert isinstance(patient.result, Unavailable)
+        assert isinstance(hasty.result, DeadlineExpired)
+
+
+def test_limit_of_requests_in_flight_refuses_the_rest_at_once() -> None:
+    """Pitfall 29: without a quorum what is taken is bounded; beyond it callers are refused, definitely."""
+    nodes = Nodes(3, in_flight_requests_max=10)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        nodes.isolate(leader)
+        asked = [nodes.put(leader, b"k%d" % n, timeout_ns=300 * MS) for n in range(15)]
+        refused = [each for each in asked if each.replies]
+        assert 5 == len(refused)
+        assert all(isinstance(each.result, Overloaded) for each in refused)
+        nodes.tick(5)
+        assert all(each.replies for each in asked)
+
+
+# --- Forwarding ---------------------------------------------------------------------------------------------------
+
+
+def test_forwarded_request_is_never_forwarded_again() -> None:
+    """A node that is taken for the leader and is not answers with what it knows, and sends nothing on."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        follower, third = others(nodes, leader)
+        forwarded: list[tuple[NodeId, NodeId]] = []
+
+        def watch(call: object) -> bool:
+            if call.kind == KIND_FORWARD:  # type: ignore[attr-defined]
+                forwarded.append((call.origin.node, call.target))  # type: ignore[attr-defined]
+            return False
+
+        nodes.hold_calls = watch  # type: ignore[assignment]
+        follower.engine.places.leader_node = lambda shard: third.node  # type: ignore[method-assign, assignment]
+        asked = nodes.put(follower, b"k", ordered=True)
+        assert isinstance(asked.result, NotLeader)
+        assert str(leader.node) == asked.result.metadata["leader_node"]
+        assert [(follower.node, third.node)] == forwarded
+
+
+def test_refusal_with_a_hint_is_followed_at_once() -> None:
+    """A request that met the wrong node goes to the one it names, without waiting for the next tick."""
+    nodes = Nodes(4)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        stranger = next(node for node in nodes if node.engine.local(SHARD) is None)
+        wrong = next(node for node in nodes if node not in (leader, stranger))
+        stranger.engine.places.learned_leader(SHARD, wrong.node)
+        asked = nodes.put(stranger, b"k")
+        assert isinstance(asked.result, WriteResult)
+
+
+def test_two_nodes_that_name_each_other_do_not_play_ball() -> None:
+    """Hints that lead in a circle are followed a bounded number of times a tick."""
+    nodes = Nodes(4)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        stranger = next(node for node in nodes if node.engine.local(SHARD) is None)
+        a, b = [node for node in nodes if node not in (leader, stranger)]
+        a.engine.router.not_leader = lambda shard: _hint(shard, b.node)  # type: ignore[method-assign]
+        b.engine.router.not_leader = lambda shard: _hint(shard, a.node)  # type: ignore[method-assign]
+        stranger.engine.places.learned_leader(SHARD, a.node)
+        forwarded_before = stranger.engine.router.forwarded
+        asked = nodes.put(stranger, b"k")
+        nodes.tick(10)
+        assert stranger.engine.router.forwarded - forwarded_before <= 30
+        nodes.until(lambda: bool(asked.replies), "the reply", ticks=60)
+
+
+def _hint(shard: ShardId, node: NodeId) -> NotLeader:
+    return NotLeader("not here", metadata={"shard": str(shard), "leader_node": str(node), "leader_address": ""})
+
+
+def test_stranger_without_a_hint_asks_before_it_forwards() -> None:
+    """A stream's first writes through a node without a replica are not risked on a guess."""
+    for seed in range(4):
+        nodes = Nodes(4, seed=seed)
+        with at_end_nothing_in_flight(nodes):
+            nodes.lead()
+            stranger = next(node for node in nodes if node.engine.local(SHARD) is None)
+            asked = [nodes.put(stranger, b"k", b"%d" % n, ordered=True, run=False) for n in range(3)]
+            nodes.tick(3)
+            assert all(isinstance(each.result, WriteResult) for each in asked), [each.result for each in asked]
+
+
+def test_forwarding_to_a_guess_does_not_storm_while_there_is_no_leader() -> None:
+    """Many requests that wait for a leader are not sent around with every tick."""
+    nodes = Nodes(4, patience_ns=60_000 * MS)
+    leader = nodes.lead()
+    stranger = next(node for node in nodes if node.engine.local(SHARD) is None)
+    alive = next(node for node in nodes if node not in (leader, stranger))
+    for node in nodes:
+        if node not in (alive, stranger):
+            node.crash()
+    nodes.tick(30)
+    forwarded_before = stranger.engine.router.forwarded
+    asked = [nodes.put(stranger, b"k%d" % n, timeout_ns=60_000 * MS) for n in range(50)]
+    nodes.tick(50)
+    assert stranger.engine.router.forwarded - forwarded_before <= 100
+    for node in nodes:
+        if node.host is None:
+            node.start()
+    nodes.until(lambda: all(each.replies for each in asked), "all replies")
+    assert all(isinstance(each.result, WriteResult) for each in asked)
+
+
+def test_large_reads_through_another_node_all_come_back_without_delay() -> None:
+    """What does not fit into one payload between nodes is asked for again at once, gets and scans alike."""
+    nodes = Nodes(3, segment_bytes=32 << 20)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        follower = others(nodes, leader)[0]
+        for number in range(12):
+            assert isinstance(nodes.put(leader, b"big%d" % number, b"x" * 900_000).result, WriteResult)
+        sink = _Many()
+        deadline_ns = follower.clock.monotonic_ns() + 5_000 * MS
+        gets = [Request(n, Get(b"big%d" % n), slot_of(b"big%d" % n), deadline_ns) for n in range(12)]
+        scan = Scan(b"big5", None, limit=1)
+        scans = [Request(12 + n, scan, Slot(-1), deadline_ns, shard=SHARD) for n in range(10)]
+        follower.engine.submit([*gets, *scans], sink)
+        nodes.run()
+        results = {reply.token: reply.result for reply in sink.replies}
+        assert all(isinstance(results[n], GetResult) for n in range(12)), results
+        assert all(isinstance(results[n], ScanResult) for n in range(12, 22)), results
+        assert nodes.answer_bytes_max <= 6 << 20
+
+
+def test_reply_that_is_lost_between_nodes_is_unknown_for_a_write_and_asked_again_for_a_read() -> None:
+    """The leader carried it out, perhaps: the write is unknown; the read is simply read again."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        follower = others(nodes, leader)[0]
+        nodes.lose_answers = lambda call: call.kind == KIND_FORWARD
+        write = nodes.put(follower, b"k", timeout_ns=400 * MS)
+        read = nodes.get(follower, b"k", timeout_ns=400 * MS)
+        nodes.tick(5)
+        assert isinstance(write.result, OutcomeUnknown)
+        assert isinstance(read.result, (Unavailable, DeadlineExpired))
+        nodes.lose_answers = lambda call: False
+        assert nodes.get(follower, b"k").result.entry is not None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("slot", [-2, -1, 16384, 1 << 30])
+def test_impossible_slot_from_another_node_is_refused_and_leaks_nothing(slot: int) -> None:
+    """What another node sends can end neither this one nor its count of requests in flight."""
+    from raftcache.node.forwarding import encode_requests
+
+    nodes = Nodes(1)
+    with at_end_nothing_in_flight(nodes):
+        node = nodes.lead()
+        assert node.host is not None
+        answers: list[bytes] = []
+        payload = encode_requests(SHARD, [Request(0, Put(b"k", b""), Slot(slot), 10**12)], 0)
+        node.host.on_request(NodeId(9), KIND_FORWARD, payload, answers.append)
+        nodes.run()
+        assert 1 == len(answers)
+
+
+@pytest.mark.parametrize("payload", [b"", b"\1", b"\1" + b"\0" * 8, b"\1" + b"\xff" * 8, b"\xff" * 40])
+def test_unreadable_forwarded_payload_gets_an_answer(payload: bytes) -> None:
+    """Garbage of kind `FORWARD` is answered with nothing, and counted nowhere."""
+    nodes = Nodes(1)
+    with at_end_nothing_in_flight(nodes):
+        node = nodes.lead()
+        assert node.host is not None
+        answers: list[bytes] = []
+        node.host.on_request(NodeId(9), KIND_FORWARD, payload, answers.append)
+        nodes.run()
+        assert 1 == len(answers)
+
+
+@pytest.mark.parametrize("payload", [b"", b"\1", b"\1" + b"\0" * 8, b"\1\1\0\0\0\1\0\0\0" + b"\0" * 16, b"\xff" * 40])
+def test_unreadable_answer_to_a_forwarded_write_is_an_unknown_outcome(payload: bytes) -> None:
+    """Whatever comes back instead of replies: the write may have been carried out."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        follower = others(nodes, leader)[0]
+        nodes.hold_calls = lambda call: call.kind == KIND_FORWARD
+        asked = nodes.put(follower, b"k")
+        nodes.held.pop().answer(payload)
+        nodes.run()
+        assert isinstance(asked.result, OutcomeUnknown)
+
+
+# --- Slots and shards ---------------------------------------------------------------------------------------------
+
+
+def test_request_for_a_slot_that_nobody_owns_finds_its_shard_when_the_directory_comes() -> None:
+    """It waits for a directory that names an owner, and then goes there."""
+    nodes = Nodes(1)
+    with at_end_nothing_in_flight(nodes):
+        node = nodes.lead()
+        directory = node.engine.directory
+        bare = replace(directory, shards={s: replace(d, ranges=()) for s, d in directory.shards.items()})
+        node.engine.adopt(replace(bare, epoch=directory.epoch + 1))
+        nodes.run()
+        asked = nodes.put(node, b"k")
+        assert [] == asked.replies
+        node.engine.adopt(replace(directory, epoch=directory.epoch + 2))
+        nodes.tick(2)
+        assert isinstance(asked.result, WriteResult)
+
+
+def test_request_that_met_the_wrong_shard_goes_to_the_owner_of_the_newer_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A slot that has moved: the request is sent again by the slot, not to the shard that refused it."""
+    nodes = Nodes(1, shards=2)
+    with at_end_nothing_in_flight(nodes):
+        node = nodes.lead()
+        nodes.lead(ShardId(2))
+        slot = slot_of(b"k")
+        old = node.engine.owner(slot)
+        new = ShardId(3 - old)
+        apply = Machine._put
+
+        def moved(self: Machine, key: bytes, value: bytes, claimed: Slot) -> object:
+            if self.shard == old:
+                return Failure(WrongShard.reason, "it has moved")
+            self._owned = b"\1" * 16384
+            return apply(self, key, value, claimed)
+
+        monkeypatch.setattr(Machine, "_put", moved)
+        asked = nodes.put(node, b"k")
+        assert [] == asked.replies
+        directory = node.engine.directory
+        ranges = {old: directory.shards[new].ranges, new: directory.shards[old].ranges, ShardId(0): ()}
+        shards = {s: replace(d, ranges=ranges[s]) for s, d in directory.shards.items()}
+        node.engine.adopt(replace(directory, shards=shards, epoch=directory.epoch + 1))
+        nodes.tick(2)
+        assert isinstance(asked.result, WriteResult)
+        assert new == asked.reply.shard
+
+
+# --- The end ------------------------------------------------------------------------------------------------------
+
+
+def test_clean_shutdown_answers_everything_that_waits() -> None:
+    """Parked, queued, proposed and forwarded requests: each gets its reply before the node is gone."""
+    nodes = Nodes(3, shards=2, batches_in_flight_max=1, entry_commands_max=1)
+    node = nodes.make_leader(nodes[1], SHARD)
+    nodes.make_leader(nodes[2], ShardId(2))
+    key = {
+        shard: next(k for k in (b"k%d" % n for n in range(99)) if node.engine.owner(slot_of(k)) == shard)
+        for shard in (1, 2)
+    }
+    nodes.hold_calls = lambda call: call.kind == KIND_FORWARD
+    forwarded = [nodes.put(node, key[2]), nodes.get(node, key[2])]
+    nodes.isolate(node)
+    waiting = [nodes.put(node, key[1]) for _ in range(3)] + [nodes.get(node, key[1])]
+    router = node.engine.router
+    node.stop()
+    assert all(each.replies for each in (*forwarded, *waiting))
+    assert isinstance(forwarded[0].result, OutcomeUnknown)
+    assert isinstance(waiting[0].result, OutcomeUnknown)
+    assert all(isinstance(each.result, Unavailable) for each in (forwarded[1], *waiting[1:]))
+    assert (0, 0) == (router.in_flight, router.in_flight_bytes)
+
+
+def test_request_after_the_shutdown_is_refused() -> None:
+    """The front may still hand one over while it stops."""
+    nodes = Nodes(1)
+    node = nodes.lead()
+    node.engine.close()
+    asked = nodes.put(node, b"k", run=False)
+    assert isinstance(asked.result, Unavailable)
+
+
+class _Many:
+    """A sink for many requests."""
+
+    def __init__(self) -> None:
+        self.replies: list[object] = []
+
+    def deliver(self, replies: list[object]) -> None:
+        self.replies.extend(replies)
+
+
+def errors_of(asked: list[Asked]) -> list[RaftCacheError]:
+    return [each.result for each in asked if isinstance(each.result, RaftCacheError)]
