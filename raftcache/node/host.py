@@ -179,6 +179,15 @@ class Host:
         self.engine = engine
         self.on_started(engine)
 
+    def tick(self) -> None:
+        """For whoever drives the node. What the engine raises here is no replica's doing, and ends the process."""
+        if self.engine is None:
+            return
+        try:
+            self.engine.tick()
+        except Exception as error:  # noqa: BLE001 - the supervisor of the process, as in `server.loop`
+            self._fatal(f"{type(error).__name__}: {error}")
+
     def running(self) -> Engine:
         """The engine. Raises: `Unavailable` before this node belongs to a cluster."""
         if self.engine is None:

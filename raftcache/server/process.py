@@ -314,7 +314,7 @@ class NodeProcess:
             )
         )
         admin_address = await _listening("listen.admin", config.listen.admin, admin.start)
-        ticker = Ticker(clock, config.raft.tick_ms * NS_PER_MS, lambda: _tick(host))
+        ticker = Ticker(clock, config.raft.tick_ms * NS_PER_MS, host.tick)
         lag = LoopLag(
             metrics.loop_lag,
             clock.monotonic_ns,
@@ -460,11 +460,6 @@ class NodeProcess:
 def _alive() -> None:
     # From the loop, so that a stalled one is found by the supervisor.
     systemd.notify(systemd.ALIVE)
-
-
-def _tick(host: Host) -> None:
-    if host.engine is not None:
-        host.engine.tick()
 
 
 def _joined(address: tuple[str, int]) -> str:
