@@ -63,7 +63,6 @@ class HardStateFiles:
     """The pair, open. Not for use by two threads at once.
 
     Attributes:
-        saves, fdatasyncs: counters for metrics.
         watermark: the log's, as of the last save.
         repaired: paths of copies that were bad at `open` and have been rewritten; for the log and the metrics.
     """
@@ -81,8 +80,6 @@ class HardStateFiles:
         damaged: list[str],
     ) -> None:
         self.cluster = cluster
-        self.saves = 0
-        self.fdatasyncs = 0
         self.watermark = table.watermark
         self.repaired = damaged
         self._node = node
@@ -221,8 +218,6 @@ class HardStateFiles:
                 file.fdatasync()
             except OSError as error:
                 self._fatal(f"{path}: {error}")
-            self.fdatasyncs += 1
-        self.saves += 1
         self.watermark = watermark
         self._changed = False
 

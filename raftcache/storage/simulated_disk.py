@@ -229,7 +229,6 @@ class SimulatedDisk:
         operations: mutating operations so far; `crash_at` is compared with it.
         crash_at: the operation (counted from 0) that raises `SimulatedCrash` instead of happening.
         capacity_bytes: writes beyond it raise ENOSPC. None: endless.
-        stalled: syncs do not complete for now. The simulator reads it and delays the node's sync; calls do not wait.
         generation: +1 per crash; files opened before it are unusable.
     """
 
@@ -238,7 +237,6 @@ class SimulatedDisk:
         self.capacity_bytes = capacity_bytes
         self.operations = 0
         self.crash_at: int | None = None
-        self.stalled = False
         self.generation = 0
         self._visible: _Namespace = {"": None, ".": None, "/": None}
         self._durable: _Namespace = dict(self._visible)
