@@ -38,6 +38,8 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 """What the cluster counts with."""
 UINT64_MAX = (1 << 64) - 1
+DIGITS_MAX = 20
+"""Of 18446744073709551615."""
 SHOWN_BYTES_MAX = 200
 """Of a value in a message."""
 
@@ -64,6 +66,26 @@ def consistency_option(function: Decorated) -> Decorated:
     )(function)
 
 
+def whole_number(value: str | int) -> int:
+    """A signed 64-bit number. Raises: `BadParameter`, `NoSuchOption` for what looks like an option."""
+    text = str(value)
+    digits = text[1:] if text[:1] in ("-", "+") else text
+    # Python refuses to read thousands of digits, which are out of range anyway.
+    if digits.isascii() and digits.isdigit() and len(digits) < DIGITS_MAX and INT64_MIN <= int(text) <= INT64_MAX:
+        return int(text)
+    if text.startswith("-") and not digits.isdigit():
+        raise click.NoSuchOption(text)
+    raise click.BadParameter(f"{text!r} is not a whole number of 64 bits")
+
+
+def unsigned_number(value: str | int) -> int:
+    """An unsigned 64-bit number, as versions and revisions are. Raises: `BadParameter`."""
+    text = str(value)
+    if text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX and int(text) <= UINT64_MAX:
+        return int(text)
+    raise click.BadParameter(f"{text!r} is not a whole number from 0 on")
+
+
 def condition_options(function: Decorated) -> Decorated:
     """Adds the conditions of a write, as the parameter `conditions`."""
 
@@ -81,11 +103,14 @@ def condition_options(function: Decorated) -> Decorated:
         }
         return function(*args, conditions=conditions, **options)
 
-    number = click.IntRange(0, UINT64_MAX)
     decorated: Any = run
     for option in (
-        click.option("--if-revision", type=number, metavar="N", help="Only if it was last written at revision N."),
-        click.option("--if-version", type=number, metavar="N", help="Only if it was written N times; 0: is absent."),
+        click.option(
+            "--if-revision", type=unsigned_number, metavar="N", help="Only if it was last written at revision N."
+        ),
+        click.option(
+            "--if-version", type=unsigned_number, metavar="N", help="Only if it was written N times; 0: is absent."
+        ),
         click.option("--if-exists", is_flag=True, help="Only if the key exists."),
         click.option("--if-absent", is_flag=True, help="Only if the key does not exist."),
     ):
@@ -294,9 +319,9 @@ def cas(
     target: Target,
     output: str,
 ) -> None:
-    """Replace the value of KEY by NEW if it is EXPECTED, byte by byte.
+    """Replace a value if it is the expected one.
 
-    Exit code 6: it is not, and nothing was changed. NEW is read from standard input where it is left out.
+    The value of KEY becomes NEW if it is EXPECTED, byte by byte. Exit code 6: it is not, and nothing was changed. NEW is read from standard input where it is left out.
 
     \b
     raftcache cas state open closed
@@ -328,28 +353,19 @@ def cas(
         click.echo(f"ok (shard {result.shard}, revision {result.revision})")
 
 
-def _whole_number(value: str | int) -> int:
-    """A signed 64-bit number. Raises: `BadParameter`, `NoSuchOption` for what looks like an option."""
-    text = str(value)
-    digits = text[1:] if text[:1] in ("-", "+") else text
-    if digits.isascii() and digits.isdigit() and INT64_MIN <= int(text) <= INT64_MAX:
-        return int(text)
-    if text.startswith("-") and not digits.isdigit():
-        raise click.NoSuchOption(text)
-    raise click.BadParameter(f"{text!r} is not a whole number of 64 bits")
-
-
-# A negative number is no option. What else is unknown and begins with a dash is refused by `_whole_number`.
+# A negative number is no option. What else is unknown and begins with a dash is refused by `whole_number`.
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("words", metavar="KEY [BY]", nargs=-1)
 @key_option
-@click.option("--initial", type=_whole_number, default=0, show_default=True, help="What an absent key counts as.")
+@click.option(
+    "--initial", type=whole_number, metavar="N", default=0, show_default=True, help="What an absent key counts as."
+)
 @target_options
 @output_option
 def incr(words: tuple[str, ...], key_b64: bytes | None, initial: int, target: Target, output: str) -> None:
-    """Add BY (1 if not given) to the number at KEY, and print the number after it.
+    """Add to a number.
 
-    Numbers are decimal text of 64 bits with sign. However often the client has to repeat itself, it is added once.
+    Adds BY (1 if not given) to the number at KEY, and prints the sum. Numbers are decimal text of 64 bits with sign. However often the client has to repeat itself, it is added once.
 
     \b
     raftcache incr visits
@@ -360,7 +376,7 @@ def incr(words: tuple[str, ...], key_b64: bytes | None, initial: int, target: Ta
 
     left = list(words)
     key = take_key(left, key_b64)
-    by = _whole_number(left.pop(0)) if left else 1
+    by = whole_number(left.pop(0)) if left else 1
     no_more(left)
     with reported(writes=True), open_client(target) as client:
         number = client.incr(key, by, initial=initial)

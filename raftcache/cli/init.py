@@ -1,16 +1,19 @@
 """`raftcache init`: fresh nodes become one cluster, by one call to one of them."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from raftcache.cli.exits import Exit, Failure
-from raftcache.cli.options import Target, target_options
+from raftcache.cli.options import Target, patient, target_options
 from raftcache.cli.output import JSON, output_option, write_json
 
 if TYPE_CHECKING:
     from raftcache.cli.admin import AdminClient
 
+INIT_SECONDS = 60.0
+"""Every node creates and syncs its first replicas, for which the asked one gives each of them 20 s."""
 SHARDS = 8
 """Enough to spread over three to five nodes; each costs every node that holds it an environment and a checkpoint."""
 
@@ -23,7 +26,10 @@ SHARDS = 8
 )
 @target_options
 @output_option
-def init(addresses: tuple[str, ...], peers: str | None, shards: int, target: Target, output: str) -> None:
+@click.pass_context
+def init(
+    ctx: click.Context, addresses: tuple[str, ...], peers: str | None, shards: int, target: Target, output: str
+) -> None:
     """Make a cluster of fresh nodes.
 
     Asks one of them, by its client address, and names all of them by their peer addresses. Every node must run and belong to
@@ -49,7 +55,7 @@ def init(addresses: tuple[str, ...], peers: str | None, shards: int, target: Tar
     twice = [address for address in wanted if wanted.count(address) > 1]
     if twice:
         raise click.UsageError(f"{twice[0]} stands twice among the peers")
-    one = Target(target.endpoints[:1], target.found_by, target.timeout, target.tls)
+    one = patient(ctx, replace(target, endpoints=target.endpoints[:1]), INIT_SECONDS)
     with reported(writes=True), AdminClient(one) as admin:
         identity = _existing(admin, wanted)
         made = identity == 0

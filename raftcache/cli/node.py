@@ -2,8 +2,11 @@
 
 import click
 
-from raftcache.cli.options import Target, target_options
+from raftcache.cli.options import Target, patient, target_options
 from raftcache.cli.output import JSON, output_option, write_json
+
+JOIN_SECONDS = 60.0
+"""The new node sets itself up, for which it is given 20 s, after two questions and a change of the catalog."""
 
 
 @click.group()
@@ -43,7 +46,8 @@ def list_(target: Target, output: str) -> None:
 @click.argument("peer_address")
 @target_options
 @output_option
-def join(peer_address: str, target: Target, output: str) -> None:
+@click.pass_context
+def join(ctx: click.Context, peer_address: str, target: Target, output: str) -> None:
     """Take a fresh node into the cluster.
 
     PEER_ADDRESS is where it listens for other nodes. It holds no replicas at first; `raftcache shard replicas add` or `move`
@@ -60,7 +64,7 @@ def join(peer_address: str, target: Target, output: str) -> None:
     from raftcache.cli.failures import reported
 
     check_address(peer_address, "PEER_ADDRESS")
-    with reported(writes=True), AdminClient(target) as admin:
+    with reported(writes=True), AdminClient(patient(ctx, target, JOIN_SECONDS)) as admin:
         admin.cluster()
         identity = admin.join_node(admin_pb2.JoinNodeRequest(peer_address=peer_address)).node
     if output == JSON:

@@ -12,11 +12,12 @@ import functools
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from raftcache.client.options import Tls
@@ -69,6 +70,13 @@ class Target:
     timeout: float
     """Seconds for the command as a whole."""
     tls: "Tls | None" = None
+
+
+def patient(ctx: click.Context, target: Target, seconds: float) -> Target:
+    """The target with a longer timeout, unless one was given: for what creates things on several disks."""
+    if ctx.get_parameter_source("timeout") is ParameterSource.DEFAULT:
+        return replace(target, timeout=seconds)
+    return target
 
 
 def target_options(function: Decorated) -> Decorated:

@@ -5,13 +5,13 @@ cluster alone: here a change is only named, and what became of it read back.
 """
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from raftcache.cli.exits import Exit, Failure
-from raftcache.cli.options import Target, target_options
+from raftcache.cli.options import Target, patient, target_options
 from raftcache.cli.output import JSON, note, output_option, write_json
 from raftcache.clock import NS_PER_SECOND, SystemClock
 
@@ -43,9 +43,12 @@ def replicas() -> None:
 
 def _options(function: Any) -> Any:
     """What all four take besides the nodes."""
-    function = click.option("--wait", is_flag=True, help="Until it is done, for --timeout, by default 10m.")(function)
-    function = click.option("--dry-run", is_flag=True, help="Check and say what would be done.")(function)
-    return click.pass_context(target_options(output_option(function)))
+    decorated = target_options(output_option(function))
+    decorated = click.option("--wait", is_flag=True, help="Until it is done, for --timeout, then by default 10m.")(
+        decorated
+    )
+    decorated = click.option("--dry-run", is_flag=True, help="Check and say what would be done.")(decorated)
+    return click.pass_context(decorated)
 
 
 _shard_argument = click.argument("shard", type=click.IntRange(0, 2**31))
@@ -122,7 +125,7 @@ def _change(
     from raftcache.cli.cluster_view import find_node, find_shard
     from raftcache.cli.failures import reported
 
-    call = Target(target.endpoints, target.found_by, min(target.timeout, CALL_SECONDS), target.tls)
+    call = replace(target, timeout=min(target.timeout, CALL_SECONDS))
     with reported(writes=not dry_run), AdminClient(call) as admin:
         cluster = admin.cluster()
         find_shard(cluster, shard)
@@ -139,8 +142,7 @@ def _change(
     if output != JSON:
         click.echo(description)
     if waits:
-        given = ctx.get_parameter_source("timeout") is not ParameterSource.DEFAULT
-        _wait(call, request, target.timeout if given else WAIT_SECONDS)
+        _wait(call, request, patient(ctx, target, WAIT_SECONDS).timeout)
     if output == JSON:
         document = {"shard": shard, "action": action, "dry_run": dry_run, "done": waits, "description": description}
         write_json("replica-change", document)
