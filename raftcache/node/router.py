@@ -18,7 +18,7 @@ Invariant: `in_flight` counts exactly the requests that were submitted and not d
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from raftcache.clock import Clock
 from raftcache.errors import (
@@ -37,11 +37,16 @@ from raftcache.errors import (
 from raftcache.ids import NodeId, ShardId
 from raftcache.kv.operations import (
     SYSTEM_NAMESPACE,
+    CloseSession,
     CompareAndSwap,
+    Condition,
     Delete,
     Get,
+    Increment,
+    OpenSession,
     Put,
     Scan,
+    SetOwnership,
     Transaction,
 )
 from raftcache.kv.slots import SLOT_COUNT
@@ -60,6 +65,10 @@ from raftcache.storage.state import StateLost
 
 REQUEST_OVERHEAD_BYTES = 256
 """What a request holds in memory beside its key and value."""
+CONDITION_OVERHEAD_BYTES = 32
+"""Of a condition's encoding beside its key and value: kinds, lengths and a number."""
+RANGE_BYTES = 8
+"""Of one slot range."""
 FORWARD_OPERATIONS_MAX = 1000
 """Operations in one forwarded payload; with `FORWARD_BYTES_MAX` keeps a frame far below the transport's bound."""
 FORWARD_BYTES_MAX = 4 << 20
@@ -107,15 +116,45 @@ def reply_cost_of(request: Request) -> int:
 
 
 def cost_of(request: Request) -> int:
-    """Bytes that the request holds while it is in flight."""
+    """Bytes that the request holds while it is in flight; never less than its encoding.
+
+    Entries and payloads between nodes are filled by this number: were it too small, an entry could outgrow the frame that
+    is to carry it, and would never be replicated.
+    """
     operation = request.operation
-    if isinstance(operation, (Put, CompareAndSwap)):
-        return REQUEST_OVERHEAD_BYTES + len(operation.key) + len(operation.value)
-    if isinstance(operation, Transaction):
-        inner = (*operation.then, *operation.otherwise)
-        values = sum(len(op.value) for op in inner if isinstance(op, (Put, CompareAndSwap)))
-        return REQUEST_OVERHEAD_BYTES * (1 + len(inner)) + values
-    return REQUEST_OVERHEAD_BYTES
+    match operation:
+        case Put():
+            return REQUEST_OVERHEAD_BYTES + len(operation.key) + len(operation.value) + _bytes_of(operation.conditions)
+        case CompareAndSwap():
+            values = len(operation.value) + len(operation.expected or b"")
+            return REQUEST_OVERHEAD_BYTES + len(operation.key) + values
+        case Delete():
+            return REQUEST_OVERHEAD_BYTES + len(operation.key) + _bytes_of(operation.conditions)
+        case Get() | Increment():
+            return REQUEST_OVERHEAD_BYTES + len(operation.key)
+        case Scan():
+            return REQUEST_OVERHEAD_BYTES + len(operation.lo) + len(operation.hi or b"")
+        case Transaction():
+            cost = REQUEST_OVERHEAD_BYTES + _bytes_of(operation.conditions)
+            for inner in (*operation.then, *operation.otherwise):
+                cost += REQUEST_OVERHEAD_BYTES + len(inner.key)
+                if isinstance(inner, (Put, CompareAndSwap)):
+                    cost += len(inner.value)
+                if isinstance(inner, (Put, Delete)):
+                    cost += _bytes_of(inner.conditions)
+                if isinstance(inner, CompareAndSwap):
+                    cost += len(inner.expected or b"")
+            return cost
+        case SetOwnership():
+            return REQUEST_OVERHEAD_BYTES + RANGE_BYTES * len(operation.ranges)
+        case OpenSession() | CloseSession():
+            return REQUEST_OVERHEAD_BYTES
+        case _:
+            assert_never(operation)
+
+
+def _bytes_of(conditions: tuple[Condition, ...]) -> int:
+    return sum(CONDITION_OVERHEAD_BYTES + len(condition.key) + len(condition.value) for condition in conditions)
 
 
 class Router:
@@ -301,9 +340,12 @@ class Router:
     def _send(self, shard: ShardId, node: NodeId, waiting: list[Waiting], now_ns: int, *, to_leader: bool) -> None:
         start = 0
         while start < len(waiting):
+            # A part is closed *before* what would cross the limit; a request larger than that goes alone.
             end, size = start, 0
-            while end < len(waiting) and end - start < FORWARD_OPERATIONS_MAX and size < FORWARD_BYTES_MAX:
+            while end < len(waiting) and end - start < FORWARD_OPERATIONS_MAX:
                 size += waiting[end][0].cost + reply_cost_of(waiting[end][0])
+                if size > FORWARD_BYTES_MAX and end > start:
+                    break
                 end += 1
             self._send_part(shard, node, waiting[start:end], now_ns, to_leader=to_leader)
             start = end
