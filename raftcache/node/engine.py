@@ -459,13 +459,15 @@ class Engine:
             self.commit.keep_house()
             if not self._directory_kept:
                 self._directory_kept = self._on_directory(self.directory)
+        if self.router.refusing:
+            self._hand_off()
         self.lifecycle.tick()
         self.checkpointing.tick()
         self.keeper.tick()
         self._schedule()
 
     def _check_disk(self) -> None:
-        """Below the floor writes are refused and leadership goes to nodes with room; votes and reads go on."""
+        """Below the floor writes are refused and leadership goes to nodes with room (`_hand_off`); votes and reads go on."""
         free, floor = self._disk_free(), self.settings.disk_free_bytes_min
         low = self.commit.full or ("the log has no room" if self.wal.full else "")
         if not low and free < floor:
@@ -476,10 +478,13 @@ class Engine:
         elif not low and self.router.refusing:
             self.router.refusing = ""
             self.observer.event("disk_recovered")
-        if low:
-            for replica in self.replicas.values():
-                if replica.leads and replica.raft.lead_transferee == NO_REPLICA:
-                    self.transfer(replica)
+
+    def _hand_off(self) -> None:
+        """Every shard led here goes to whoever can take it. With each tick: now and then no voter counts as active, because
+        the leader has just begun to count anew."""
+        for replica in self.replicas.values():
+            if replica.leads and replica.raft.lead_transferee == NO_REPLICA:
+                self.transfer(replica)
 
     def _preallocate(self) -> None:
         with contextlib.suppress(StorageFull):

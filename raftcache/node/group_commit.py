@@ -82,6 +82,8 @@ class GroupCommit:
         self._between: dict[str, Callable[[], None]] = {}
         """By name, so that what comes again and again waits only once."""
         self._sync_mean_ns = 0
+        self._was_full = False
+        """Nothing has been written since the log was full: that it still is, is no news."""
 
     # --- What is to become durable ------------------------------------------------------------------------------------
 
@@ -121,12 +123,14 @@ class GroupCommit:
         try:
             wrote = self._write(side, group)
         except StorageFull as full:
-            if not self.full:
+            if not self._was_full:
                 self._observer.event("disk_low", reason=full.message)
-            self.full = full.message
+            self.full, self._was_full = full.message, True
             self._side_writes = side + self._side_writes
             group = self._hold_back(group)
             wrote = self._write([], group)
+        else:
+            self._was_full = self._was_full and (bool(self.full) or not wrote)
         if not wrote:
             self._persisted(group)
             return

@@ -1,0 +1,342 @@
+"""What becomes durable, when, and what a slow or a full disk does to it."""
+
+import pytest
+
+from raftcache.errors import OutcomeUnknown, StorageFull
+from raftcache.ids import Index, NodeId, ShardId, Term
+from raftcache.kv.operations import GetResult, WriteResult
+from raftcache.node.group_commit import READIES_HELD_MAX
+from raftcache.node.settings import MS
+from raftcache.raft.core import Raft
+from raftcache.raft.messages import AppendReply, Ready, VoteReply
+from raftcache.storage.wal import ReplicaWrite, Wal
+from tests.node.nodes import SHARD, Node, Nodes, at_end_nothing_in_flight
+
+
+def others(nodes: Nodes, node: Node) -> list[Node]:
+    return [other for other in nodes if other is not node]
+
+
+def slow(count: int = 1, **options: object) -> Nodes:
+    """Nodes that sync in a thread."""
+    return Nodes(count, sync_inline_below_ns=-1, **options)  # type: ignore[arg-type]
+
+
+# --- The order of things ------------------------------------------------------------------------------------------
+
+
+def test_readies_are_persisted_in_the_order_in_which_they_were_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a sync runs in its thread more of them gather; each is reported after the sync that covers it, in order."""
+    nodes = slow()
+    node = nodes.lead()
+    synced, persisted, reported = [0], Raft.persisted, []
+    sync = Wal.sync
+
+    def count(self: Wal) -> None:
+        sync(self)
+        synced[0] += 1
+
+    def report(self: Raft, ready: Ready) -> None:
+        reported.append((ready.number, synced[0]))
+        persisted(self, ready)
+
+    monkeypatch.setattr(Wal, "sync", count)
+    monkeypatch.setattr(Raft, "persisted", report)
+    node.scheduler.hold = True
+    for number in range(5):
+        nodes.put(node, b"k%d" % number)
+        assert all(each <= synced[0] for _, each in reported)
+    assert 1 == len(node.scheduler.blocking), "one sync at a time"
+    before = len(reported)
+    node.scheduler.step_blocking()
+    assert before == len(reported), "nothing is reported in the thread"
+    node.scheduler.hold = False
+    nodes.run()
+    numbers = [number for number, _ in reported]
+    assert sorted(numbers) == numbers
+    assert len(numbers) > before
+
+
+def test_no_promise_leaves_while_its_sync_is_in_flight() -> None:
+    """A follower whose disk hangs acknowledges nothing and votes for nobody, and answers heartbeats all the same."""
+    nodes = slow(3)
+    leader = nodes.lead()
+    follower = others(nodes, leader)[0]
+    nodes.run()
+    follower.scheduler.hold = True
+    follower.network.sent.clear()
+    nodes.put(leader, b"k")
+    nodes.tick(5)
+    sent = [type(message).__name__ for _, shard, message in follower.network.sent if shard == SHARD]
+    assert "HeartbeatReply" in sent
+    assert "AppendReply" not in sent
+    follower.scheduler.hold = False
+    nodes.run()
+    promises = [m for _, s, m in follower.network.sent if s == SHARD and isinstance(m, AppendReply)]
+    assert promises
+
+
+def test_slow_disk_stops_neither_heartbeats_nor_the_other_shards_reads() -> None:
+    """Pitfall 43: while one sync takes for ever, the loop goes on: nobody is voted out, reads are answered."""
+    nodes = slow(3, shards=2)
+    leader = nodes.lead()
+    nodes.make_leader(leader, ShardId(2))
+    nodes.put(leader, b"k")
+    nodes.run()
+    term = leader.replica().raft.term
+    leader.scheduler.hold = True
+    write = nodes.put(leader, b"other", timeout_ns=30_000 * MS)
+    nodes.tick(30)
+    assert leader.leads()
+    assert term == leader.replica().raft.term
+    # The followers have it on two disks, and that is a majority: nobody waits for the slow one.
+    assert isinstance(nodes.get(leader, b"k").result, GetResult)
+    leader.scheduler.hold = False
+    nodes.run()
+    assert isinstance(write.result, WriteResult)
+
+
+def test_housekeeping_comes_to_its_turn_between_two_syncs_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is always a next group to sync; what needs the log to itself gets it all the same, and does not pile up."""
+    nodes = slow()
+    node = nodes.lead()
+    collected = []
+    collect = Wal.collect
+    monkeypatch.setattr(Wal, "collect", lambda self: (collected.append(1), collect(self))[1])
+    node.scheduler.hold = True
+    for _ in range(100):
+        # Whenever a sync is done, the next group is there already.
+        nodes.put(node, b"k", run=False)
+        node.clock.advance_ns(nodes.settings.tick_ns)
+        node.engine.tick()
+        nodes.run()
+        if node.scheduler.blocking:
+            node.scheduler.step_blocking()
+        nodes.run()
+        assert len(node.engine.commit._between) <= 3
+    assert 5 <= len(collected) <= 10
+
+
+def test_mark_that_vouches_for_the_last_batch_is_made_off_the_loop_on_a_slow_disk() -> None:
+    """It syncs three files: on the loop it would hold up the heartbeats once a second."""
+    nodes = slow()
+    node = nodes.lead()
+    nodes.put(node, b"k")
+    node.scheduler.hold = True
+    nodes.tick(10)
+    assert 1 == len(node.scheduler.blocking)
+    assert node.engine.commit.syncing
+    write = nodes.put(node, b"meanwhile")
+    assert [] == write.replies
+    node.scheduler.hold = False
+    nodes.run()
+    assert isinstance(write.result, WriteResult)
+
+
+def test_shutdown_waits_for_the_sync_in_flight() -> None:
+    """Nothing writes to the log beside a sync, not even its last words."""
+    nodes = slow()
+    node = nodes.lead()
+    node.scheduler.hold = True
+    write = nodes.put(node, b"k")
+    assert node.engine.commit.syncing
+    node.stop()
+    assert write.replies
+    node.start()
+    nodes.lead()
+    assert isinstance(nodes.get(node, b"k").result, GetResult)
+
+
+def test_readies_without_promises_are_not_kept_while_a_sync_is_in_flight() -> None:
+    """Heartbeats go on for as long as the disk hangs; nothing of them gathers."""
+    nodes = slow(3)
+    leader = nodes.lead()
+    nodes.run()
+    leader.scheduler.hold = True
+    nodes.put(leader, b"k", timeout_ns=600_000 * MS)
+    nodes.tick(200)
+    assert len(leader.engine.commit._group) < 10
+
+
+# --- A full disk --------------------------------------------------------------------------------------------------
+
+
+def fill(nodes: Nodes, node: Node) -> None:
+    """From here on `node`'s disk takes not one byte more than it has."""
+    node.disk.capacity_bytes = node.disk.used_bytes()
+
+
+def test_full_disk_refuses_writes_hands_leadership_on_and_comes_back() -> None:
+    """The node lives, its shards are led by others within a second, and it takes part again when there is room."""
+    nodes = Nodes(3, segment_bytes=64 << 10)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        nodes.tick(2)
+        fill(nodes, leader)
+        value = b"x" * 8000
+        asked = [nodes.put(leader, b"k%d" % number, value, timeout_ns=20_000 * MS) for number in range(30)]
+        nodes.until(lambda: not leader.leads() and any(n.leads() for n in nodes), "another leader")
+        nodes.until(lambda: all(each.replies for each in asked), "all replies", ticks=250)
+        assert leader.host is not None, leader.fatal_reason
+        # What was proposed here and committed by the others is unknown here until it is on this disk, too.
+        assert {WriteResult, StorageFull, OutcomeUnknown} >= {type(each.result) for each in asked}
+        assert not leader.engine.wants_to_lead
+        leader.disk.capacity_bytes = None
+        nodes.until(lambda: leader.engine.wants_to_lead and nodes.level(), "the node to take part again")
+        assert "disk_recovered" in leader.observer.names()
+
+
+def test_node_with_a_full_log_still_votes() -> None:
+    """What needs no room is not held back by what does: the vote of another shard's replica goes out."""
+    nodes = Nodes(3, shards=2, segment_bytes=64 << 10)
+    leader = nodes.lead()
+    victim, third = others(nodes, leader)
+    for shard in (ShardId(0), ShardId(2)):
+        nodes.make_leader(leader, shard)
+    nodes.tick(2)
+    fill(nodes, victim)
+    for number in range(20):
+        nodes.put(leader, b"k%d" % number, b"x" * 8000)
+    nodes.tick(2)
+    assert victim.engine.commit.full
+    held = {replica.shard for replica, _ in victim.engine.commit._group}
+    free = next(shard for shard in (ShardId(0), SHARD, ShardId(2)) if shard not in held)
+    victim.network.sent.clear()
+    nodes.isolate(leader)
+    nodes.tick(nodes.settings.election_timeout_ticks)
+    third.replica(free).raft.campaign()
+    third.engine.touch(third.replica(free))
+    nodes.run()
+    assert third.leads(free)
+    assert any(isinstance(m, VoteReply) and m.granted for _, s, m in victim.network.sent if s == free)
+
+
+def test_compaction_that_meets_a_full_log_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what makes room: it is written before anything else once it fits."""
+    nodes = Nodes(1, segment_bytes=64 << 10)
+    node = nodes.lead()
+    for number in range(4):
+        nodes.put(node, b"k%d" % number, b"x" * 8000)
+    replica = node.replica()
+    write, compacted = Wal.write, []
+
+    def full(self: Wal, batch: list[ReplicaWrite]) -> None:
+        if any(each.entries or each.compact_to for each in batch):
+            raise StorageFull("no room")
+        write(self, batch)
+
+    def watched(self: Wal, batch: list[ReplicaWrite]) -> None:
+        compacted.extend(each.compact_to for each in batch if each.compact_to is not None)
+        write(self, batch)
+
+    monkeypatch.setattr(Wal, "write", full)
+    node.engine.commit.write_later(ReplicaWrite(replica.replica_id, compact_to=replica.raft.applied))
+    nodes.put(node, b"more", timeout_ns=60_000 * MS)
+    nodes.tick(5)
+    assert node.engine.commit.full
+    monkeypatch.setattr(Wal, "write", watched)
+    nodes.tick(2)
+    assert [replica.raft.applied - 1] == compacted or compacted, compacted
+    assert "" == node.engine.commit.full
+
+
+def test_promises_held_back_by_a_full_log_are_bounded() -> None:
+    """A replica that can write nothing for hours still answers its leader; what it says is dropped past a limit."""
+    nodes = Nodes(1)
+    node = nodes.lead()
+    commit, replica = node.engine.commit, node.replica()
+    commit.full = "no room"
+    promise = AppendReply(replica.replica_id, replica.replica_id, Term(1), Index(1))
+    for number in range(READIES_HELD_MAX + 100):
+        ready = Ready(number=number, hard_state=None, entries=[], snapshot=None, snapshot_keeps_log=False)
+        ready.messages_after_persist = [promise]
+        commit.add(replica, ready)
+    assert READIES_HELD_MAX == len(commit._group)
+
+
+def test_room_that_housekeeping_does_not_find_stops_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`collect` wants to write on a full disk: the tick goes on to checkpoints and membership."""
+    nodes = Nodes(1)
+    node = nodes.lead()
+
+    def refuse(self: Wal) -> None:
+        raise StorageFull("no room")
+
+    monkeypatch.setattr(Wal, "collect", refuse)
+    ticked = []
+    monkeypatch.setattr(node.engine.keeper, "tick", lambda: ticked.append(1))
+    nodes.tick(25)
+    assert 25 == len(ticked)
+
+
+def test_new_replica_waits_for_room() -> None:
+    """A directory that gives the node a replica while the log takes nothing: it is created when there is room."""
+    from dataclasses import replace
+
+    from raftcache.node.directory import DirectoryReplica
+
+    nodes = Nodes(1, shards=1)
+    node = nodes.lead()
+    create, room = Wal.create, []
+
+    def maybe(self: Wal, *args: object) -> None:
+        if not room:
+            raise StorageFull("no room")
+        create(self, *args)  # type: ignore[arg-type]
+
+    directory = node.engine.directory
+    shard = replace(
+        directory.shards[SHARD],
+        shard=ShardId(2),
+        ranges=(),
+        replicas=(DirectoryReplica(directory.next_replica, NodeId(node.node), "joining"),),  # type: ignore[arg-type]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Wal, "create", maybe)
+        node.engine.adopt(
+            replace(
+                directory,
+                epoch=directory.epoch + 1,
+                shards=directory.shards | {ShardId(2): shard},
+                next_replica=directory.next_replica + 1,
+            )
+        )
+        nodes.tick(3)
+        assert node.engine.local(ShardId(2)) is None
+        room.append(True)
+        nodes.tick(2)
+        assert node.engine.local(ShardId(2)) is not None
+
+
+def test_failed_sync_ends_the_process_and_the_others_go_on() -> None:
+    """An error of fdatasync: no reply, no retry; after its restart the node has what it had promised."""
+    nodes = Nodes(3)
+    leader = nodes.lead()
+    nodes.put(leader, b"before")
+    leader.disk.inject("fdatasync", 5)
+    asked = nodes.put(leader, b"k")
+    assert leader.host is None
+    assert leader.fatal_reason
+    assert [] == asked.replies
+    new = nodes.lead()
+    leader.start()
+    nodes.until(nodes.level, "the node to be level again")
+    assert nodes.get(new, b"before").result.entry is not None  # type: ignore[attr-defined]
+
+
+def test_disk_below_its_floor_lets_the_directory_through() -> None:
+    """Writes of clients are refused; taking a replica away is a way out, and must pass."""
+    nodes = Nodes(1)
+    node = nodes.lead()
+    nodes.lead(ShardId(0))
+    node.disk_free = 0
+    nodes.tick(10)
+    assert isinstance(nodes.put(node, b"k").result, StorageFull)
+    outcomes: list[object] = []
+    node.engine.keeper.update(lambda directory: directory, outcomes.append)
+    nodes.run()
+    assert 1 == len(outcomes)
+    assert not isinstance(outcomes[0], StorageFull)
+    node.disk_free = 1 << 40
+    nodes.tick(10)
+    assert isinstance(nodes.put(node, b"k").result, WriteResult)
