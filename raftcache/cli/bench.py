@@ -126,6 +126,8 @@ async def _run(load: Load, target: Target, routing: "Routing", *, keep: bool) ->
     from raftcache.client import AsyncClient, ops
 
     async with AsyncClient(target.endpoints, routing=routing, timeout=target.timeout, tls=target.tls) as client:
+        # Where nobody answers there is nothing to write, nor to remove afterwards.
+        await client.ping()
         note(f"writing {load.keys} keys of {load.size} bytes under {load.prefix.decode()}")
         value = bytes(load.size)
         try:

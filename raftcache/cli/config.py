@@ -1,12 +1,13 @@
 """`raftcache config`: a node's settings, checked and shown as the node would read them."""
 
 import os
+import tomllib
 from pathlib import Path
 
 import click
 
 from raftcache.cli.exits import Exit, Failure
-from raftcache.cli.output import note
+from raftcache.cli.output import JSON, note, output_option, write_json
 
 
 @click.group()
@@ -35,7 +36,8 @@ _set_option = click.option(
 @_file_option
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @_set_option
-def check(path: Path | None, file: Path | None, assignments: tuple[str, ...]) -> None:
+@output_option
+def check(path: Path | None, file: Path | None, assignments: tuple[str, ...], output: str) -> None:
     """Say whether a node would start with these settings. Exit code 0: yes, 1: no, and why.
 
     \b
@@ -50,10 +52,15 @@ def check(path: Path | None, file: Path | None, assignments: tuple[str, ...]) ->
     try:
         load(path=path or file, environ=os.environ, flags=dict(parse_assignment(text) for text in assignments))
     except ConfigError as error:
+        if output == JSON:
+            write_json("config-check", {"ok": False, "problem": error.message})
         raise Failure(
             error.message, code=Exit.FAILURE, hint="`raftcache config sample` explains every setting"
         ) from None
-    note("ok: a node would start with these settings")
+    if output == JSON:
+        write_json("config-check", {"ok": True})
+    else:
+        note("ok: a node would start with these settings")
 
 
 @config.command()
@@ -64,7 +71,8 @@ def check(path: Path | None, file: Path | None, assignments: tuple[str, ...]) ->
 )
 @click.option("--default", "what", flag_value="default", help="All settings as they are when nobody sets them.")
 @click.option("--diff", "what", flag_value="diff", help="Those that differ from the defaults.")
-def show(path: Path | None, assignments: tuple[str, ...], what: str) -> None:
+@output_option
+def show(path: Path | None, assignments: tuple[str, ...], what: str, output: str) -> None:
     """Print settings as TOML that a node reads back.
 
     \b
@@ -75,11 +83,14 @@ def show(path: Path | None, assignments: tuple[str, ...], what: str) -> None:
     from raftcache.config.show import default, diff, effective
 
     if what == "default":
-        click.echo(default(), nl=False)
+        text = default()
+    else:
+        flags = dict(parse_assignment(text) for text in assignments)
+        settings = load(path=path, environ=os.environ, flags=flags)
+        text = diff(settings) if what == "diff" else effective(settings)
+    if output == JSON:
+        write_json("config", {"settings": tomllib.loads(text)})
         return
-    flags = dict(parse_assignment(text) for text in assignments)
-    settings = load(path=path, environ=os.environ, flags=flags)
-    text = diff(settings) if what == "diff" else effective(settings)
     if not text:
         note("every setting has its default")
     click.echo(text, nl=False)

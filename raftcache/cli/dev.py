@@ -172,11 +172,12 @@ def _wait_for_signals() -> int:
 
 def _check_settings(settings: list[str]) -> None:
     """Raises: `ConfigError` with the nearest name, before anything is started."""
+    from raftcache.cli.dev_cluster import OWN_SECTIONS
     from raftcache.config.load import load, parse_assignment
 
     flags = dict(parse_assignment(text) for text in settings)
     for path in flags:
-        if path.partition(".")[0] in ("node", "listen", "tls"):
+        if path.partition(".")[0] in OWN_SECTIONS:
             raise click.UsageError(f"--set {path}: names, addresses and TLS of a development cluster are its own")
     load(flags=flags)
 
@@ -419,8 +420,9 @@ def _cluster_document(cluster: DevCluster) -> dict[str, object]:
 @dev.command()
 @tag_option
 @click.option("--all", "every", is_flag=True, help="All development clusters.")
+@output_option
 @click.pass_context
-def stop(ctx: click.Context, tag: str | None, every: bool) -> None:
+def stop(ctx: click.Context, tag: str | None, every: bool, output: str) -> None:
     """End a development cluster; ephemeral data goes with it.
 
     \b
@@ -429,25 +431,36 @@ def stop(ctx: click.Context, tag: str | None, every: bool) -> None:
     """
     from raftcache.cli import dev_cluster
 
+    stopped = []
     for each in dev_state.all_tags() if every else [_chosen(ctx, tag)]:
         with dev_state.locked(each):
             cluster = _cluster(each)
             dev_cluster.stop(cluster)
-        kept = f"deleted {cluster.directory}" if cluster.ephemeral else f"the data is kept in {cluster.directory}"
-        click.echo(f"stopped {each}; {kept}")
+        stopped.append({"tag": each, "data_dir": str(cluster.directory), "deleted": cluster.ephemeral})
+        if output != JSON:
+            kept = f"deleted {cluster.directory}" if cluster.ephemeral else f"the data is kept in {cluster.directory}"
+            click.echo(f"stopped {each}; {kept}")
+    if output == JSON:
+        write_json("dev-stop", {"stopped": stopped})
 
 
 Nodes = tuple[str, ...]
 _nodes_argument = click.argument("names", metavar="NODE...", nargs=-1, required=True)
 
 
-def _each(ctx: click.Context, tag: str | None, names: Nodes, act: Callable[[DevCluster, DevNode], str]) -> None:
-    """Does something with nodes of a cluster, under its lock, and says what was done."""
+def _each(
+    ctx: click.Context, tag: str | None, names: Nodes, act: Callable[[DevCluster, DevNode], str], output: str
+) -> None:
+    """Does something with nodes of a cluster, under its lock, and says what was done; in JSON, how the cluster is now."""
     chosen = _chosen(ctx, tag)
     with dev_state.locked(chosen):
         cluster = _cluster(chosen)
         for node in [cluster.node(name) for name in names]:
-            click.echo(act(cluster, node))
+            text = act(cluster, node)
+            if output != JSON:
+                click.echo(text)
+        if output == JSON:
+            write_json("dev-cluster", _cluster_document(cluster))
 
 
 def _signal(node: DevNode, number: signal.Signals) -> None:
@@ -459,8 +472,9 @@ def _signal(node: DevNode, number: signal.Signals) -> None:
 @dev.command()
 @_nodes_argument
 @tag_option
+@output_option
 @click.pass_context
-def kill(ctx: click.Context, names: Nodes, tag: str | None) -> None:
+def kill(ctx: click.Context, names: Nodes, tag: str | None, output: str) -> None:
     """Kill nodes at once, as `kill -9` and a power cut would.
 
     Every acknowledged write survives: it is on a majority's disks.
@@ -477,14 +491,15 @@ def kill(ctx: click.Context, names: Nodes, tag: str | None) -> None:
         dev_cluster.kill([node.process])
         return f"killed {node.name} (process {node.process.pid})"
 
-    _each(ctx, tag, names, act)
+    _each(ctx, tag, names, act, output)
 
 
 @dev.command()
 @_nodes_argument
 @tag_option
+@output_option
 @click.pass_context
-def pause(ctx: click.Context, names: Nodes, tag: str | None) -> None:
+def pause(ctx: click.Context, names: Nodes, tag: str | None, output: str) -> None:
     """Stop the time of nodes (SIGSTOP): they are there, and do not answer.
 
     \b
@@ -497,28 +512,30 @@ def pause(ctx: click.Context, names: Nodes, tag: str | None) -> None:
         _signal(node, signal.SIGSTOP)
         return f"paused {node.name}"
 
-    _each(ctx, tag, names, act)
+    _each(ctx, tag, names, act, output)
 
 
 @dev.command()
 @_nodes_argument
 @tag_option
+@output_option
 @click.pass_context
-def resume(ctx: click.Context, names: Nodes, tag: str | None) -> None:
+def resume(ctx: click.Context, names: Nodes, tag: str | None, output: str) -> None:
     """Let paused nodes go on (SIGCONT)."""
 
     def act(_: DevCluster, node: DevNode) -> str:
         _signal(node, signal.SIGCONT)
         return f"resumed {node.name}"
 
-    _each(ctx, tag, names, act)
+    _each(ctx, tag, names, act, output)
 
 
 @dev.command()
 @click.argument("names", metavar="[NODE]...", nargs=-1)
 @tag_option
+@output_option
 @click.pass_context
-def start(ctx: click.Context, names: Nodes, tag: str | None) -> None:
+def start(ctx: click.Context, names: Nodes, tag: str | None, output: str) -> None:
     """Bring dead nodes back on their data; without NODE, all that are dead.
 
     \b
@@ -531,18 +548,17 @@ def start(ctx: click.Context, names: Nodes, tag: str | None) -> None:
         cluster = _cluster(chosen)
         nodes = [cluster.node(name) for name in names] or cluster.nodes
         dead = [node for node in nodes if node.state == "dead"]
-        for node in nodes:
-            if node.state != "dead" and names:
-                click.echo(f"{node.name} is {node.state} already")
+        said = [f"{node.name} is {node.state} already" for node in nodes if node not in dead and names]
         _require_directory(cluster)
         dev_cluster.require_free(dead)
         for node in dead:
             dev_cluster.spawn(cluster, node)
         dev_cluster.wait_ready(cluster, dead)
-        for node in dead:
-            click.echo(f"started {node.name} (process {_pid(node)})")
-        if not dead and not names:
-            click.echo("all nodes run already")
+        said += [f"started {node.name} (process {_pid(node)})" for node in dead]
+    if output == JSON:
+        write_json("dev-cluster", _cluster_document(cluster))
+    else:
+        click.echo("\n".join(said or ["all nodes run already"]))
 
 
 def _require_directory(cluster: DevCluster) -> None:
@@ -556,8 +572,9 @@ def _require_directory(cluster: DevCluster) -> None:
 @dev.command()
 @_nodes_argument
 @tag_option
+@output_option
 @click.pass_context
-def restart(ctx: click.Context, names: Nodes, tag: str | None) -> None:
+def restart(ctx: click.Context, names: Nodes, tag: str | None, output: str) -> None:
     """End nodes cleanly and start them again, one after the other.
 
     \b
@@ -571,7 +588,7 @@ def restart(ctx: click.Context, names: Nodes, tag: str | None) -> None:
         dev_cluster.wait_ready(cluster, [node])
         return f"restarted {node.name} (process {_pid(node)})"
 
-    _each(ctx, tag, names, act)
+    _each(ctx, tag, names, act, output)
 
 
 @dev.command()

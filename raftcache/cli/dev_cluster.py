@@ -30,6 +30,7 @@ from raftcache.cli.options import Target
 from raftcache.cli.output import note
 from raftcache.cli.processes import ProcessIdentity, identity_of, is_alive, send_signal, wait_gone
 from raftcache.clock import NS_PER_SECOND, SystemClock
+from raftcache.config.load import ENVIRONMENT_PREFIX
 from raftcache.errors import Unavailable
 
 HOST = "127.0.0.1"
@@ -42,6 +43,8 @@ LEADER_SECONDS = 60.0
 STOP_SECONDS = 20.0
 """For a clean end: a node hands over for up to 5 s, and then closes its state."""
 POLL_SECONDS = 0.05
+OWN_SECTIONS = ("node", "listen", "tls")
+"""Of the settings: those that nobody else sets for a node of a development cluster."""
 LOG_LINES_SHOWN = 8
 RANDOM_PORTS = (10_000, 28_000)
 """Below those that Linux gives to outgoing connections (from 32768): a node that was killed finds its ports free when it
@@ -125,11 +128,22 @@ def spawn(cluster: DevCluster, node: DevNode) -> None:
         command += ["--set", setting]
     with cluster.log(node).open("ab") as log:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+            env=_environment(),
         )
     node.process = identity_of(child.pid)
     _children.append(child)
     dev_state.save(cluster)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what a development cluster decides itself: a node's name, addresses and certificates."""
+    own = tuple(f"{ENVIRONMENT_PREFIX}{section.upper()}__" for section in OWN_SECTIONS)
+    return {name: value for name, value in os.environ.items() if not name.startswith(own)}
 
 
 _children: list[subprocess.Popen[bytes]] = []

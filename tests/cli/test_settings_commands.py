@@ -36,7 +36,8 @@ def test_a_bad_file_is_named(run: Run, tmp_path: Path) -> None:
     assert Exit.FAILURE == result.exit_code
     assert f"limts ({path})" in result.stderr
     assert "did you mean limits?" in result.stderr
-    assert Exit.FAILURE == run("config", "check", str(tmp_path / "missing")).exit_code
+    missing = run("config", "check", str(tmp_path / "missing"), "-o", "json")
+    assert (Exit.FAILURE, False) == (missing.exit_code, json.loads(missing.stdout)["ok"])
 
 
 def test_settings_are_shown_as_a_node_reads_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +47,8 @@ def test_settings_are_shown_as_a_node_reads_them(run: Run, monkeypatch: pytest.M
     assert ("50ms", "1MiB") == (shown["raft"]["tick_ms"], shown["limits"]["value_bytes_max"])
     assert "100ms" == tomllib.loads(run("config", "show", "--default").stdout)["raft"]["tick_ms"]
     assert {"raft": {"tick_ms": "50ms"}} == tomllib.loads(run("config", "show", "--diff").stdout)
+    document = json.loads(run("config", "show", "--diff", "-o", "json").stdout)
+    assert {"raft": {"tick_ms": "50ms"}} == document["settings"]
     monkeypatch.delenv("RAFTCACHE_RAFT__TICK_MS")
     result = run("config", "show", "--diff")
     assert ("", True) == (result.stdout, "every setting has its default" in result.stderr)
