@@ -9,7 +9,7 @@ from raftcache.errors import OutcomeUnknown, RaftCacheError, Unavailable
 from raftcache.ids import ClusterId, NodeId, ShardId
 from raftcache.raft.messages import InstallSnapshot, Message
 from raftcache.storage.state import OutgoingCheckpoint
-from raftcache.transport.codec import decode_section, encode_section
+from raftcache.transport.codec import encode_section
 
 if TYPE_CHECKING:
     from tests.simulation.world import SimulatedNode, World

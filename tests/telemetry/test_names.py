@@ -50,8 +50,7 @@ def test_every_event_in_the_table_is_spoken_of_somewhere() -> None:
     assert [] == [name for name in names.EVENTS if f'"{name}"' not in source]
 
 
-UNFED: dict[str, str] = {
-}
+UNFED: dict[str, str] = {}
 """What `Metrics` offers and nobody uses. May only shrink."""
 
 
