@@ -284,7 +284,8 @@ def _banner(cluster: DevCluster, identity: int, *, detach: bool) -> str:
         "",
         "  Try it" + ("" if detach else ", in another terminal") + ":",
     ]
-    if others:
+    if others and cluster.tag != DEFAULT_TAG:
+        # Left alone, commands find the only cluster there is, or the one without a tag of its own.
         lines.append(f"    export RAFTCACHE_ENDPOINTS={','.join(node.client for node in cluster.nodes)}")
     tag = "" if cluster.tag == DEFAULT_TAG else f" --tag {cluster.tag}"
     lines += [

@@ -213,7 +213,8 @@ def start(cluster: DevCluster) -> int:
     """
     for node in cluster.nodes:
         spawn(cluster, node)
-    note(f"starting {len(cluster.nodes)} nodes")
+    count = len(cluster.nodes)
+    note(f"starting {count} node{'s'[: count > 1]}")
     wait_ready(cluster, cluster.nodes)
     _init(cluster)
     return wait_leaders(cluster)
@@ -227,7 +228,7 @@ def _init(cluster: DevCluster) -> None:
             admin.cluster()
             return
         peers = [node.peer for node in cluster.nodes]
-        note(f"making them a cluster of {cluster.shards} shards")
+        note(f"making a cluster of {cluster.shards} shard{'s'[: cluster.shards > 1]}")
         admin.init(admin_pb2.InitRequest(peer_addresses=peers, shards=cluster.shards))
 
 
