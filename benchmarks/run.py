@@ -58,6 +58,8 @@ QUICK_SECONDS = 1.5
 SECONDS = 5.0
 WARM_UP_SHARE = 0.3
 DISK_PROBES = 200
+PROBLEM_CHARACTERS_MAX = 500
+"""The whole of it stands above, where it happened."""
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
 
 
@@ -96,9 +98,9 @@ class Bench:
         say(f"\n== {name}")
         try:
             part()
-        except Exception:  # noqa: BLE001 # reported at the end, and the exit status tells
-            self.failed.append(f"{name}: {traceback.format_exc(limit=-4)}")
-            say(self.failed[-1])
+        except Exception as error:  # noqa: BLE001 # reported at the end, and the exit status tells
+            say(traceback.format_exc(limit=-4))
+            self.failed.append(f"{name}: {type(error).__name__}: {str(error)[:PROBLEM_CHARACTERS_MAX]}")
 
     def _directory(self) -> Path:
         self._clusters += 1

@@ -104,19 +104,25 @@ class Raftcache:
 
     def settle(self) -> None:
         """Puts each shard's lead where the cluster itself would put it a little later, so that it stays there."""
-        info = self.cluster.info()
+        self._lead_from({shard.shard: shard.replicas[0].node for shard in self.cluster.info().shards})
+
+    def gather(self) -> None:
+        """Puts all leads on the node that leads shard 1. The cluster begins to spread them again after 15 s."""
+        shards = self.cluster.info().shards
+        node = next(shard.leader_node for shard in shards if shard.shard == SHARD)
+        self._lead_from({shard.shard: node for shard in shards})
+
+    def _lead_from(self, places: dict[int, int]) -> None:
         stub = self.cluster.admin(self.cluster.nodes[0])
-        for shard in info.shards:
-            preferred = shard.replicas[0].node
-            if shard.leader_node != preferred:
-                request = admin_pb2.TransferLeaderRequest(shard=shard.shard, target_node=preferred)
+        for shard in self.cluster.info().shards:
+            if shard.leader_node != places[shard.shard]:
+                request = admin_pb2.TransferLeaderRequest(shard=shard.shard, target_node=places[shard.shard])
                 stub.TransferLeader(request, timeout=CALL_SECONDS)
 
-        def home() -> bool:
-            shards = self.cluster.info().shards
-            return all(shard.leader_node == shard.replicas[0].node for shard in shards)
+        def there() -> bool:
+            return all(shard.leader_node == places[shard.shard] for shard in self.cluster.info().shards)
 
-        wait_until(home, "the leaders to be where they stay", SETTLE_SECONDS)
+        wait_until(there, "the leaders to be where they were sent", SETTLE_SECONDS)
 
 
 @contextlib.contextmanager
