@@ -9,7 +9,7 @@ from collections import Counter
 import grpc
 
 from raftcache.v1 import kv_pb2, kv_pb2_grpc
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, wait_until
 
 CALL_SECONDS = 4.0
 PAUSE_SECONDS = 0.02
@@ -42,6 +42,11 @@ class Writers:
         for thread in self._threads:
             thread.join()
         return self.acknowledged
+
+    def progress(self, writes: int) -> None:
+        """Waits until so many more were acknowledged."""
+        goal = len(self.acknowledged) + writes
+        wait_until(lambda: len(self.acknowledged) >= goal, f"{writes} more acknowledged writes: {self.errors}")
 
     def __enter__(self) -> "Writers":
         return self.start()
