@@ -29,6 +29,7 @@ from raftcache.admin.v1 import admin_pb2, admin_pb2_grpc
 from raftcache.v1 import kv_pb2_grpc
 
 START_SECONDS = 60.0
+POLL_SECONDS = 0.02
 LEADER_SECONDS = 60.0
 
 
@@ -50,7 +51,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_
     while not condition():
         if time.monotonic() > give_up:
             raise TimeoutError(f"waited {seconds} s for {what}")
-        time.sleep(0.02)
+        time.sleep(POLL_SECONDS)
 
 
 @dataclass
