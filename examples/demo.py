@@ -411,9 +411,7 @@ def summary(story: Story, ledger: Ledger, verdict: Verdict) -> str:
         if keys:
             rows.append((name, f"{len(keys):,}: " + ", ".join(map(repr, keys[:SHOWN_MAX]))))
     lines = [f"{name:<31}{text}".rstrip() for name, text in rows]
-    return "\n".join(
-        [f"raftcache demo, {time.monotonic() - story.began:.0f} s: {NODES} nodes, {SHARDS} shards", *lines]
-    )
+    return "\n".join([f"demo of {NODES} nodes and {SHARDS} shards, {time.monotonic() - story.began:.0f} s", *lines])
 
 
 # --- The program ----------------------------------------------------------------------------------------------------

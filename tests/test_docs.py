@@ -216,12 +216,13 @@ def commands(path: Path) -> list[list[str]]:
     """The command lines of a document, in blocks and in spans, as words; each part of a pipe is one."""
     lines = [span for span in spans(path) if re.match(r"(make|raftcache) ", span)]
     for block in blocks(path, "", "bash", "sh", "console"):
-        lines += [re.sub(r"^\$ ", "", line.strip()) for line in block.replace("\\\n", " ").splitlines()]
+        lines += [re.sub(r"^\$ ", "", line.strip()) for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()]
     found = []
     for line in lines:
         command = VARIABLE.sub("", line).removeprefix(".venv/bin/")
         if re.match(r"(make|raftcache) \w|(make|raftcache) -", command):
-            words = shlex.split(re.sub(r"\s#.*$", "", command))
+            # What stands behind a wide gap or a `#` is a comment.
+            words = shlex.split(re.sub(r"\s#.*$|\s{2,}.*$", "", command))
             cut = next((at for at, word in enumerate(words) if word in ("|", ">", "<", "&", "&&", ";")), len(words))
             found.append(words[:cut])
     return found
@@ -243,6 +244,12 @@ def wrong(words: list[str]) -> str:
     rest = words[1:]
     while rest:
         word = rest.pop(0)
+        if word == "--":
+            return (
+                ""
+                if any(isinstance(each, click.Argument) for each in command.params)
+                else f"{command.name} takes no argument"
+            )
         context = click.Context(command)
         if word.startswith("-") and len(word) > 1:
             name, _, value = word.partition("=")
