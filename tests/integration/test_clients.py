@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.support.clients import Counting, NodejsLoad, PlainPuts, PutClient
+from tests.support.clients import PACE_SECONDS, Counting, NodejsLoad, PlainPuts, PutClient
 from tests.support.cluster import Cluster, Node, running
 from tests.support.load import Writers, lost
 from tests.support.nodejs import NODE, NPM, installed_example, needs_node
@@ -86,7 +86,7 @@ def storm(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     counting = Counting(cluster)
     dice = random.Random(SEED)
     try:
-        with counting, Writers(cluster) as writers:
+        with counting, Writers(cluster, pace_seconds=PACE_SECONDS) as writers:
             rounds = [[node] for node in cluster.nodes] + [list(cluster.nodes) for _ in range(ROUNDS_OF_ALL)]
             for victims in rounds:
                 go_on(writers, counting, nodejs)

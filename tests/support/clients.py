@@ -23,6 +23,10 @@ from tests.support.cluster import Cluster, Node, wait_until
 from tests.support.nodejs import NODE
 
 PROGRESS_SECONDS = 60.0
+PACE_SECONDS = 0.01
+"""Between two things that one thread does. Clients at full speed take the processors from the nodes that are to start."""
+NODEJS_OUTSTANDING = 2
+"""Calls of the Node.js client at a time: few, for the same reason."""
 
 
 class Beside:
@@ -52,6 +56,7 @@ class Beside:
             except grpc.RpcError as error:
                 self.errors[f"{error.code().name}: {error.details()}"] += 1
             self.done[thread] += 1
+            self._stopping.wait(PACE_SECONDS)
 
     def progress(self, turns: int = 1) -> None:
         """Waits until every thread has ended so many more turns that began after this call."""
@@ -149,6 +154,7 @@ class NodejsLoad:
     def __init__(self, example: Path, cluster: Cluster) -> None:
         assert NODE, "the test is to be marked with needs_node"
         command = [NODE, "client.mjs", "--address", cluster.endpoints, "--load", "--prefix", "nodejs/"]
+        command += ["--outstanding", str(NODEJS_OUTSTANDING)]
         self._errors = (cluster.root / "nodejs.stderr").open("w+b")
         self.process = subprocess.Popen(
             command,

@@ -18,7 +18,15 @@ PAUSE_SECONDS = 0.02
 class Writers:
     """Threads that write numbered keys through random nodes until `stop`; no key is written twice."""
 
-    def __init__(self, cluster: Cluster, *, threads: int = 3, value_bytes: int = 64, seed: int = 1) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        threads: int = 3,
+        value_bytes: int = 64,
+        seed: int = 1,
+        pace_seconds: float = 0.0,
+    ) -> None:
         self.acknowledged: dict[bytes, bytes] = {}
         self.errors: Counter[str] = Counter()
         self.times: list[float] = []
@@ -26,6 +34,8 @@ class Writers:
         self._cluster = cluster
         self._value_bytes = value_bytes
         self._seed = seed
+        self._pace_seconds = pace_seconds
+        """A pause after each write, so that nodes find the processors free to start."""
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(number,), name=f"writer {number}") for number in range(threads)
@@ -67,10 +77,11 @@ class Writers:
                 stub.Put(kv_pb2.PutRequest(key=key, value=value), timeout=CALL_SECONDS)
             except grpc.RpcError as error:
                 self.errors[f"{error.code().name}: {(error.details() or '')[:60]}"] += 1
-                time.sleep(PAUSE_SECONDS)
+                self._stopping.wait(PAUSE_SECONDS)
             else:
                 self.acknowledged[key] = value
                 self.times.append(time.monotonic())
+                self._stopping.wait(self._pace_seconds)
 
     def longest_gap(self) -> float:
         """Seconds between two acknowledgements, of all writers together, at most."""
