@@ -238,7 +238,7 @@ class Host:
         """Answers a request of another node, now or, for forwarded ones, when their replies are there."""
         try:
             self._on_request(kind, payload, respond)
-        except (ValueError, KeyError, TypeError, struct.error, RaftCacheError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error, RaftCacheError) as error:
             self._observer.event("bad_request_from_node", from_node=from_node, error=str(error) or repr(error))
             respond(b"")
 
@@ -273,7 +273,7 @@ class Host:
             return wrap(self._answer(kind, payload))
         except RaftCacheError as error:
             return wrap_error(error)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             return wrap_error(InvalidRequest(f"request of kind {kind} between nodes cannot be read: {error!r}"))
 
     def _answer(self, kind: int, payload: bytes) -> dict[str, Any]:
@@ -321,7 +321,7 @@ class Host:
 
         try:
             steps = self._init_steps(Directory.decode(payload, 1))
-        except (RaftCacheError, ValueError, KeyError, TypeError) as error:
+        except (RaftCacheError, ValueError, KeyError, TypeError, AttributeError) as error:
             respond(wrap_error(error if isinstance(error, RaftCacheError) else InvalidRequest(f"no plan: {error!r}")))
         else:
             step()
@@ -345,7 +345,7 @@ class Host:
             try:
                 yield from create_first_replicas(plan, self.node, wal, self._open_state, self._limits)
                 self._enter(plan, wal)
-            except BaseException:
+            except Exception:
                 if self.engine is None:
                     wal.close()
                 raise

@@ -288,7 +288,7 @@ class Keeper:
             return
         try:
             self.on_push(payload)
-        except (ValueError, KeyError, TypeError, RaftCacheError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RaftCacheError) as error:
             # Of a newer release, or nonsense: the next node is asked in two seconds.
             self._engine.observer.event("bad_request_from_node", from_node=NodeId(0), error=str(error) or repr(error))
 

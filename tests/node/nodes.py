@@ -12,12 +12,13 @@ Rules of this file:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from raftcache.clock import ManualClock
 from raftcache.errors import OutcomeUnknown, RaftCacheError, Unavailable
@@ -48,6 +49,8 @@ DATA = "data"
 SETTINGS = EngineSettings(patience_ns=2_000 * MS, log_bytes_per_checkpoint=1 << 30, trailing_log_bytes=0)
 ROUNDS_MAX = 100_000
 TIMEOUT_NS = 5_000 * MS
+
+Result = TypeVar("Result")
 
 
 class Ended(BaseException):
@@ -586,3 +589,47 @@ def replica_ids(nodes: Nodes, shard: ShardId = SHARD) -> dict[NodeId, ReplicaId]
     """Where the replicas of the shard are, by the newest directory."""
     directory = max((node.engine.directory for node in nodes if node.host and node.host.engine), key=lambda d: d.epoch)
     return {placed.node: placed.replica for placed in directory.shards[shard].replicas}
+
+
+def administer(nodes: Nodes, call: Coroutine[object, object, Result], *, ticks: int = 400) -> Result:
+    """Runs an operator's call to its end, while time passes as it needs."""
+
+    async def drive() -> Result:
+        task = asyncio.ensure_future(call)
+        for _ in range(ticks):
+            for _ in range(50):
+                nodes.run()
+                await asyncio.sleep(0)
+                if task.done():
+                    return task.result()
+            nodes.tick()
+        task.cancel()
+        raise AssertionError("the call does not end")
+
+    return asyncio.run(drive())
+
+
+def change(
+    nodes: Nodes, asked: Node, action: str, node: Node, target: Node | None = None, shard: ShardId = SHARD
+) -> str:
+    """Asks `asked` for a change of replicas; what it says."""
+    assert asked.host is not None
+    to = target.node if target is not None else None
+    return administer(nodes, asked.host.administration.change_replicas(shard, action=action, node=node.node, target=to))
+
+
+def join(nodes: Nodes, node: Node, through: Node) -> None:
+    """Takes a new node in."""
+    assert through.host is not None
+    administer(nodes, through.host.administration.node_join(node.address))
+
+
+def settled(nodes: Nodes, asked: Node, shard: ShardId = SHARD) -> bool:
+    """Whether no change is in progress, as `asked` knows."""
+    return asked.engine.directory.shards[shard].change is None
+
+
+def voters(node: Node, shard: ShardId = SHARD) -> set[NodeId]:
+    """The nodes whose replicas vote, by the group's own log."""
+    found = {node.engine.node_of(replica) for replica in node.replica(shard).raft.configuration.voters}
+    return {each for each in found if each is not None}
