@@ -113,7 +113,6 @@ CASES = {
     ),
     "directory of a newer release": Case(_newer, ("format 99", "up to 1", "start the newer release again")),
     "directory without its log": Case(_without("log"), ("log", "raftcache:")),
-    "directory without its directory of the cluster": Case(_without("directory.json"), ("directory", "restore")),
     "log of another node": Case(_log_of_another, ("log", "node")),
     "client port in use": Case(
         _settings(listen__client="{neighbour.address}"), ("{neighbour.address}", "in use by another process?")
