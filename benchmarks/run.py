@@ -5,7 +5,7 @@ with all load generators on the same processors and all data on the same disk. R
 and hour do not compare with those of another.
 
 Exit status: 0 = measured; 1 = something was not what it claimed to be (see "problems"); 3 = etcd or h2load is not installed
-and the comparison was skipped. A figure below what is wanted is reported, and does not fail the run.
+and the comparison was skipped; 130 = ended by Ctrl-C or SIGTERM. A figure below what is wanted is reported, and does not fail the run.
 """
 
 import argparse
@@ -37,6 +37,8 @@ from benchmarks.throughput import Plan  # noqa: E402
 
 EXIT_PROBLEMS = 1
 EXIT_SKIPPED = 3
+EXIT_INTERRUPTED = 130
+"""As shells have it: 128 and SIGINT's number."""
 
 COMPARED: dict[str, Callable[[systems.System, Plan], None]] = {
     "one-key": throughput.one_key,
@@ -320,13 +322,14 @@ def main() -> int:
             say("SKIPPED: " + missing())
             if not set(options.only) - set(COMPARED):
                 return EXIT_SKIPPED
-        bench.run()
+        try:
+            bench.run()
+        except KeyboardInterrupt:
+            say("\nended early; all clusters are stopped, and this is what was measured until then")
+            bench.finish(machine)
+            return EXIT_INTERRUPTED
         return bench.finish(machine)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        say("ended; all clusters are stopped")
-        sys.exit(130)
+    sys.exit(main())

@@ -114,13 +114,15 @@ class Raftcache:
 
     def _lead_from(self, places: dict[int, int]) -> None:
         stub = self.cluster.admin(self.cluster.nodes[0])
-        for shard in self.cluster.info().shards:
-            if shard.leader_node != places[shard.shard]:
-                request = admin_pb2.TransferLeaderRequest(shard=shard.shard, target_node=places[shard.shard])
-                stub.TransferLeader(request, timeout=CALL_SECONDS)
 
         def there() -> bool:
-            return all(shard.leader_node == places[shard.shard] for shard in self.cluster.info().shards)
+            # Asked again each time: the cluster may move a lead home while others are still on their way.
+            astray = [each for each in self.cluster.info().shards if each.leader_node != places[each.shard]]
+            for shard in astray:
+                request = admin_pb2.TransferLeaderRequest(shard=shard.shard, target_node=places[shard.shard])
+                with contextlib.suppress(grpc.RpcError):
+                    stub.TransferLeader(request, timeout=CALL_SECONDS)
+            return not astray
 
         wait_until(there, "the leaders to be where they were sent", SETTLE_SECONDS)
 
