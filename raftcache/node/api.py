@@ -91,13 +91,13 @@ class ReplicaInfo:
     node: NodeId
     membership: str
     """`voter`, `learner`, `joining` (allocated, not yet a learner) or `leaving`."""
-    votes: bool = False
-    """Whether its vote counts now, be it on its way out."""
     role: str = "unknown"
     """`leader`, `follower`, `candidate`, `pre-candidate`, or `unknown` (no answer)."""
     match_index: Index = Index(0)
     lag_entries: int = -1
     """Entries behind the leader's last one; -1 = unknown."""
+    votes: bool = False
+    """Whether its vote counts now, be it on its way out."""
 
 
 @dataclass(slots=True)
