@@ -1,7 +1,7 @@
 """Random sequences of requests, faults and rebuilds: every request gets exactly one reply, and nothing is counted for ever."""
 
-from random import Random
 from dataclasses import dataclass, field
+from random import Random
 
 import pytest
 
@@ -97,7 +97,7 @@ class Run:
                             return
             case 7:
                 share = draw.random()
-                nodes.hold_calls = lambda call: call.kind == KIND_FORWARD and draw.random() < share
+                nodes.hold_calls = lambda call: self.holds(call, share)
             case 8:
                 share = draw.random()
                 nodes.lose_answers = lambda call: call.kind == KIND_FORWARD and draw.random() < share
@@ -116,9 +116,15 @@ class Run:
             case _:
                 self.submit(draw.randrange(1, 8))
 
+    def holds(self, call: Call, share: float) -> bool:
+        """Requests wait at random, but none overtakes another on the same connection: the transport sees to that."""
+        if call.kind != KIND_FORWARD:
+            return False
+        behind = any((each.origin, each.target) == (call.origin, call.target) for each in self.nodes.held)
+        return behind or self.random.random() < share
+
     def let_go(self) -> None:
         held, self.nodes.held = self.nodes.held, []
-        self.random.shuffle(held)
         for call in held:
             self.nodes.let_go(call)
 

@@ -1,0 +1,181 @@
+"""When checkpoints are taken, what they let go of, and how snapshots come and go."""
+
+import pytest
+
+from raftcache.errors import RaftCacheError
+from raftcache.ids import CATALOG_SHARD, Index, ShardId, Term
+from raftcache.node.settings import MS
+from raftcache.raft.messages import Configuration, InstallSnapshot, SnapshotMeta
+from raftcache.storage.checkpoints import Outgoing
+from raftcache.storage.state import CheckpointDamaged, StateLost, StateStore
+from tests.node.nodes import SHARD, Node, Nodes
+
+
+def others(nodes: Nodes, node: Node) -> list[Node]:
+    return [other for other in nodes if other is not node]
+
+
+def test_checkpoints_are_taken_by_log_bytes_and_let_go_of_the_log() -> None:
+    """The log stays short, and the trailing part is kept for followers that were away for a moment."""
+    nodes = Nodes(3, log_bytes_per_checkpoint=2_000, trailing_log_bytes=500)
+    leader = nodes.lead()
+    for number in range(100):
+        nodes.put(leader, b"k%d" % number, b"x" * 50)
+        nodes.tick()
+    for node in nodes:
+        log = node.replica().log
+        assert node.engine.checkpointing.checkpoints >= 3
+        assert log.last_index() - log.start_index < 80
+        newest = log.snapshot()
+        assert newest is not None
+        assert log.start_index < newest.index, "some is kept below the checkpoint"
+
+
+def test_log_past_its_limit_keeps_no_trailing_part() -> None:
+    """What holds the oldest segments goes first; kept for laggards, it would pin them for ever."""
+    nodes = Nodes(1, log_bytes_per_checkpoint=1 << 30, log_bytes_max=1, trailing_log_bytes=1 << 30)
+    node = nodes.lead()
+    for number in range(10):
+        nodes.put(node, b"k%d" % number, b"x" * 50)
+        nodes.tick()
+    nodes.tick(5)
+    newest = node.replica().log.snapshot()
+    assert newest is not None
+    assert newest.index == node.replica().log.start_index
+
+
+def test_one_checkpoint_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs a copy and a verification."""
+    nodes = Nodes(1, shards=3, log_bytes_per_checkpoint=1)
+    node = nodes.lead()
+    for shard in (ShardId(2), ShardId(3)):
+        nodes.lead(shard)
+    begun: list[SnapshotMeta] = []
+    monkeypatch.setattr(StateStore, "begin_checkpoint", lambda self, meta, done: begun.append(meta))
+    for number in range(50):
+        nodes.put(node, b"k%d" % number)
+    nodes.tick(20)
+    assert 1 == len(begun), "the others wait for the one that never ends here"
+
+
+def test_checkpoint_that_does_not_add_up_condemns_the_live_state() -> None:
+    """It is also the scrub: the replica rebuilds itself, be it the leader."""
+    nodes = Nodes(3)
+    leader = nodes.lead()
+    nodes.put(leader, b"k")
+    replica = leader.replica()
+    meta = SnapshotMeta(replica.raft.applied, Term(1), Configuration())
+    leader.engine.checkpointing._on_checkpoint(replica, 0, CheckpointDamaged(meta, "a hash is wrong"))
+    nodes.run()
+    assert leader.replica() is not replica
+    nodes.until(nodes.level, "the rebuilt replica to be level")
+
+
+def test_commit_that_fails_before_a_checkpoint_rebuilds_that_replica_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's word is gone; checkpoints of the others go on."""
+    nodes = Nodes(1, shards=2)
+    node = nodes.lead()
+    nodes.lead(ShardId(2))
+    nodes.put(node, b"k")
+    replica, commit = node.replica(), StateStore.commit
+
+    def fail(self: StateStore) -> None:
+        if self is replica.state:
+            raise StateLost("a full map")
+        commit(self)
+
+    monkeypatch.setattr(StateStore, "commit", fail)
+    node.engine.checkpointing.begin(replica)
+    nodes.run()
+    assert node.replica() is not replica
+    second = node.replica(ShardId(2))
+    node.engine.checkpointing.begin(second)
+    nodes.run()
+    newest = second.log.snapshot()
+    assert newest is not None
+    assert newest.index == second.raft.applied
+
+
+def test_snapshot_of_what_is_known_or_of_an_old_leader_is_refused() -> None:
+    """Before its bytes are received."""
+    nodes = Nodes(3)
+    leader = nodes.lead()
+    nodes.put(leader, b"k")
+    nodes.tick(2)
+    follower = others(nodes, leader)[0]
+    replica = follower.replica()
+    voters = Configuration(voters=replica.raft.configuration.voters)
+    sender = leader.replica().replica_id
+
+    def offer(*, index: int, term: int, to: int | None = None, shard: ShardId = SHARD) -> None:
+        meta = SnapshotMeta(Index(index), Term(1), voters)
+        message = InstallSnapshot(type(sender)(to or replica.replica_id), sender, Term(term), meta)
+        follower.engine.checkpointing.receive(leader.node, shard, message, size=10, digest=b"")
+
+    for refused in (
+        {"index": 1, "term": replica.raft.term},
+        {"index": 999, "term": replica.raft.term - 1},
+        {"index": 999, "term": replica.raft.term, "to": 77},
+        {"index": 999, "term": replica.raft.term, "shard": CATALOG_SHARD},
+    ):
+        with pytest.raises(RaftCacheError):
+            offer(**refused)  # type: ignore[arg-type]
+    offer(index=999, term=replica.raft.term)
+
+
+def test_snapshot_that_is_damaged_on_its_way_is_not_installed_and_comes_again() -> None:
+    """Neither the core nor the state hears of it; Raft asks again, and the next one is good."""
+    nodes = Nodes(3)
+    leader = nodes.lead()
+    victim = others(nodes, leader)[0]
+    victim.crash()
+    for number in range(5):
+        nodes.put(leader, b"k%d" % number)
+    leader.engine.checkpointing.begin(leader.replica())
+    nodes.run()
+    nodes.tick(3)
+    nodes.hold_snapshots = True
+    victim.start()
+    nodes.until(lambda: bool(nodes.held_snapshots), "a snapshot to be on its way")
+    chunk = Outgoing.chunk
+    with pytest.MonkeyPatch.context() as patch:
+
+        def flipped(self: Outgoing) -> bytes:
+            data = bytearray(chunk(self))
+            if len(data) > 40:
+                data[-20] ^= 4
+            return bytes(data)
+
+        patch.setattr(Outgoing, "chunk", flipped)
+        for start in nodes.held_snapshots:
+            start()
+        nodes.run()
+    assert "snapshot_installed" not in victim.observer.names()
+    nodes.hold_snapshots = False
+    nodes.until(nodes.level, "the next snapshot")
+    assert "snapshot_installed" in victim.observer.names()
+
+
+def test_snapshots_on_their_way_are_bounded_and_nobody_is_forgotten() -> None:
+    """At most two leave a node at once; the third follower is served when one has arrived."""
+    nodes = Nodes(3, shards=3, snapshots_out_max=1)
+    leader = nodes[1]
+    for shard in (ShardId(1), ShardId(2), ShardId(3)):
+        nodes.make_leader(leader, shard)
+    victim = nodes[2]
+    victim.crash()
+    for shard in (ShardId(1), ShardId(2), ShardId(3)):
+        for number in range(200):
+            nodes.put(leader, b"%d" % number, timeout_ns=10_000 * MS, run=False)
+        nodes.run()
+        leader.engine.checkpointing.begin(leader.replica(shard))
+        nodes.run()
+    nodes.tick(3)
+    nodes.hold_snapshots = True
+    victim.start()
+    nodes.tick(20)
+    assert 1 == len(leader.engine.checkpointing._sending)
+    nodes.hold_snapshots = False
+    for start in nodes.held_snapshots:
+        start()
+    nodes.until(lambda: all(nodes.level(ShardId(s)) for s in (1, 2, 3)), "all to be level", ticks=400)
