@@ -1,5 +1,7 @@
 """The directory as a document, and which changes of it are allowed."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,7 +58,7 @@ def test_first_directory_spreads_three_voters_of_each_shard_over_the_nodes() -> 
     made = directory(5, 10, more=0)
     assert all(3 == len(shard.voters()) for shard in made.shards.values())
     first = [shard.replicas[0].node for shard in made.shards.values()]
-    assert all(a != b for a, b in zip(first, first[1:], strict=False))
+    assert all(a != b for a, b in itertools.pairwise(first))
     ids = [r.replica for shard in made.shards.values() for r in shard.replicas]
     assert list(range(1, len(ids) + 1)) == ids
     assert len(ids) + 1 == made.next_replica
@@ -68,7 +70,7 @@ def test_slots_are_shared_out_completely_and_evenly(shards: int) -> None:
     ranges = split_slots(shards)
     assert SLOT_COUNT == sum(hi - lo for lo, hi in ranges)
     assert {0} == {lo for lo, _ in ranges[:1]}
-    assert all(a[1] == b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
     assert 1 >= max(hi - lo for lo, hi in ranges) - min(hi - lo for lo, hi in ranges)
 
 
@@ -143,7 +145,7 @@ def test_one_change_at_a_time() -> None:
     """A second one is refused, with the way out."""
     once = changed(directory(), "add", 4)
     for action, at, target in (("add", 5, None), ("move", 1, 5), ("remove", 1, None)):
-        with pytest.raises(PreconditionFailed, match="in progress.*cancels"):
+        with pytest.raises(PreconditionFailed, match=r"in progress.*cancels"):
             changed(once, action, at, target)
     assert changed(once, "add", 5, shard=ShardId(2)).shards[ShardId(2)].change is not None
 
