@@ -114,8 +114,11 @@ demo: setup
 bench: setup
 	$(BIN)/python benchmarks/run.py
 
+# make sim                 one minute of fresh seeds;  make sim MINUTES=60  for long runs
+# make sim SEED=1234       replays one seed
+MINUTES ?= 1
 sim: setup
-	$(BIN)/python -m pytest -q tests/simulation $(PYTEST_ARGS)
+	$(BIN)/python -m tests.simulation.run $(if $(SEED),$(SEED),--minutes $(MINUTES))
 
 clean:
 	rm -rf $(VENV) .venv-proto .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

@@ -7,6 +7,14 @@ Rules of this package:
 - what is heavy (gRPC, the server, cryptography) is imported by the command that needs it.
 """
 
-from raftcache.cli.main import main
+import sys
+
+try:
+    from raftcache.cli.main import main
+except ModuleNotFoundError as error:
+    if error.name != "click":
+        raise
+    # A client-only install has the entry point, too, and not what it needs.
+    sys.exit("raftcache: the command needs packages that are not installed: pip install 'raftcache[cli]'")
 
 __all__ = ["main"]
