@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from raftcache.v1 import kv_pb2
-from tests.support.cluster import Cluster, running
+from tests.support.cluster import Cluster, running, wait_until
 
 SHARDS = 64
 HEARTBEATS = 20
@@ -39,9 +39,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def leads(cluster: Cluster) -> dict[int, Lead]:
-    """Of every shard, the catalog included; none is just being handed over."""
-    cluster.wait_leaders()
-    return {shard.shard: Lead(shard.term, shard.leader, shard.replicas[0].replica) for shard in cluster.info().shards}
+    """Of every shard, the catalog included, at a moment when none is just being handed over."""
+    found: dict[int, Lead] = {}
+
+    def all_led() -> bool:
+        for shard in cluster.info().shards:
+            found[shard.shard] = Lead(shard.term, shard.leader, shard.replicas[0].replica)
+        return all(lead.leader for lead in found.values())
+
+    wait_until(all_led, "a moment with all leaders")
+    return found
 
 
 def lost_leaders(before: dict[int, Lead], after: dict[int, Lead]) -> dict[int, tuple[Lead, Lead]]:
