@@ -237,7 +237,7 @@ class Replica:
         term, base_ms, base_ns = self._time_base
         if term != self.raft.term:
             applied_ms = self.machine.clock_ms if self.machine is not None else 0
-            base_ms, base_ns = (applied_ms or wall_ms), now_ns
+            base_ms, base_ns = (applied_ms or max(0, wall_ms)), now_ns
             self._time_base = (self.raft.term, base_ms, base_ns)
         return base_ms + (now_ns - base_ns) // MS
 

@@ -351,6 +351,10 @@ class SimulatedDisk:
         """Make the next calls of `operation` ("pwrite", "fdatasync", "rename" ...) on matching paths fail with `error`."""
         self._faults.append(_Fault(operation, error, path_part, skip, times))
 
+    def clear_faults(self) -> None:
+        """From here on nothing that was injected fails any more."""
+        self._faults.clear()
+
     def flip_bit(self, path: str, offset: int, bit: int) -> None:
         """Bit rot: one bit of what is on the platter changes, and with it what a reader sees."""
         inode = self._visible[path]

@@ -549,3 +549,15 @@ def test_shard_time_never_goes_back_whatever_the_wall_clocks_say() -> None:
         times.append(machine.clock_ms)
     assert sorted(times) == times
     assert times[-1] - times[0] < 60_000, "an hour's jump is not taken over"
+
+
+def test_wall_clock_before_1970_stops_nobody() -> None:
+    """A machine without a battery: its first leader begins at 0, and goes on by its monotonic clock."""
+    nodes = Nodes(1)
+    node = nodes[1]
+    node.clock.jump_wall_ms(-(1 << 40))
+    nodes.lead()
+    assert isinstance(nodes.put(node, b"k").result, WriteResult)
+    machine = node.replica().machine
+    assert machine is not None
+    assert machine.clock_ms >= 0

@@ -58,7 +58,7 @@ class Client:
         self.world.after(TIMEOUT_NS + 500 * MS, sink.give_up)
 
     def done(self) -> None:
-        self.world.after(self.world.random.randrange(1, 30) * MS, self._next)
+        self.world.after(self.world.random.randrange(1, 80) * MS, self._next)
 
 
 class _Sink:

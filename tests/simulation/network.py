@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import SimulatedNode, World
 
 MS = 1_000_000
+STALL_NS = 3_000 * MS
+"""After which a snapshot's sender gives it up."""
 
 
 class SimulatedNetwork:
@@ -56,17 +58,21 @@ class SimulatedNetwork:
 
         def arrive(peer: SimulatedNode) -> None:
             assert peer.host is not None
-            peer.host.on_request(
-                owner.node, kind, payload, lambda reply: world.deliver(peer.node, owner.node, lambda _: answer(reply))
-            )
+
+            def respond(reply: bytes) -> None:
+                # Answers are lost like anything else: what was asked for was done all the same.
+                if world.copies(peer.node, owner.node):
+                    world.deliver(peer.node, owner.node, lambda _: answer(reply))
+
+            peer.host.on_request(owner.node, kind, payload, respond)
 
         if node not in world.nodes or not self.connected(node):
-            world.after(MS, lambda: answer(Unavailable(f"node {node} is not connected")))
+            world.after(MS, lambda: answer(Unavailable(f"node {node} is not connected")), node=owner)
             return
         if world.copies(owner.node, node):
             world.deliver(owner.node, node, arrive)
         wait_ns = max(0, min(deadline_ns - owner.clock.monotonic_ns(), 2_000 * MS))
-        world.after(wait_ns, lambda: answer(OutcomeUnknown(f"node {node} did not answer")))
+        world.after(wait_ns, lambda: answer(OutcomeUnknown(f"node {node} did not answer")), node=owner)
 
     def request_address(
         self,
@@ -90,10 +96,16 @@ class SimulatedNetwork:
         chunks = []
         while chunk := reader.chunk():
             chunks.append(chunk)
+        over = False
 
         def done(ok: bool) -> None:
-            if owner.life == life and owner.host is not None:
+            nonlocal over
+            if not over and owner.life == life and owner.host is not None:
+                over = True
                 on_done(ok)
+
+        # As the real one: a transfer that stalls is given up.
+        world.after(STALL_NS, lambda: done(False), node=owner)
 
         def arrive(peer: SimulatedNode) -> None:
             assert peer.host is not None
@@ -114,7 +126,7 @@ class SimulatedNetwork:
         if world.copies(owner.node, node):
             world.deliver(owner.node, node, arrive)
         else:
-            world.after(500 * MS, lambda: done(False))
+            world.after(500 * MS, lambda: done(False), node=owner)
 
     def connected(self, node: NodeId) -> bool:
         return not self._world.cut(self._owner.node, node)

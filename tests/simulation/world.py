@@ -4,12 +4,14 @@ disks, clocks and a simulated network, all by one seed.
 Rules of this file:
 - time is integer nanoseconds; the heap's order is (time, sequence number), so ties are deterministic;
 - what belongs to a life of a node (its timers, replies on their way to it) is dropped when that life ends;
-- faults are drawn from the seed: crashes that lose what was not synced, partitions, lost, doubled and late messages;
+- faults are drawn from the seed: crashes that lose what was not synced, failing and slow syncs, partitions, lost, doubled
+  and late messages, lost answers, clocks that jump; and beside them an operator who moves replicas and leaders;
 - two phases: first safety, while anything may fail; then everything heals and must converge within a bound.
 """
 
 from __future__ import annotations
 
+import errno
 import heapq
 import random
 from collections.abc import Callable
@@ -17,10 +19,13 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from raftcache.clock import ManualClock
+from raftcache.errors import ConfigError
 from raftcache.ids import ClusterId, NodeId, ReplicaId, ShardId
 from raftcache.kv.limits import KvLimits
-from raftcache.node.directory import DirectoryNode
+from raftcache.node.directory import DirectoryNode, first_directory
+from raftcache.node.engine import Engine
 from raftcache.node.host import Host
+from raftcache.node.kinds import KIND_INIT
 from raftcache.node.observer import NoObserver
 from raftcache.node.settings import EngineSettings
 from raftcache.raft.messages import Role
@@ -50,6 +55,13 @@ class Faults:
     crash_every_ms: int
     cut_every_ms: int
     torn: bool
+    sync_ms_max: int
+    """A sync in its thread takes up to this long."""
+    failing_sync: float
+    """Of the crashes, how many come from an fdatasync that reports an error."""
+    clock_jump_every_ms: int
+    operate_every_ms: int
+    """How often the operator does something; 0 = there is none."""
 
 
 @dataclass(slots=True)
@@ -95,12 +107,18 @@ class SimulatedNode:
         self.host.open()
         self._tick(self.life)
 
+    @property
+    def engine(self) -> Engine | None:
+        """The running engine, if there is one."""
+        return self.host.engine if self.host is not None else None
+
     def _tick(self, life: int) -> None:
         if self.life != life or self.host is None:
             return
+        # First, so that a tick that ends the process does not end its successor's.
+        self.world.after(self.world.settings.tick_ns, lambda: self._tick(life), node=self)
         if self.host.engine is not None:
             self.host.engine.tick()
-        self.world.after(self.world.settings.tick_ns, lambda: self._tick(life))
 
     def on_bytes(self, from_node: NodeId, data: bytes) -> None:
         if self.host is not None and self.host.engine is not None:
@@ -110,11 +128,22 @@ class SimulatedNode:
         raise Crashed(reason)
 
     def crash(self) -> None:
-        """The process ends and the power with it: what was not synced is lost, in part or whole."""
+        """The process ends and the power with it: what was not synced is lost, in part or whole. It is started again."""
         self.life += 1
         self.host = None
         self.network = None
         self.disk.crash(self.world.random, power_cut=not self.world.faults.torn)
+        self.world.after(self.world.random.randrange(10, 2_000) * MS, self.restart, node=self)
+
+    def restart(self) -> None:
+        """Unless it runs already."""
+        if self.host is not None:
+            return
+        try:
+            self.start()
+        except ConfigError:
+            # The disk failed once more, before there was a log to be afraid for.
+            self.crash()
 
 
 class _Scheduler:
@@ -134,8 +163,9 @@ class _Scheduler:
             work()
             self.call_soon(done)
 
+        slowest_ms = 20 if self._world.healing else self._world.faults.sync_ms_max
         self._world.after(
-            self._world.random.randrange(1, 20) * MS,
+            self._world.random.randrange(1, slowest_ms) * MS,
             lambda: run() if self._owner.life == self._life else None,
             node=self._owner,
         )
@@ -147,6 +177,7 @@ class World:
 
     seed: int
     node_count: int = 3
+    """First members; some more nodes wait to be taken in."""
     shards: int = 2
     random: random.Random = field(init=False)
 
@@ -160,6 +191,10 @@ class World:
             crash_every_ms=draw.choice([1_000, 3_000, 10_000]),
             cut_every_ms=draw.choice([1_000, 4_000, 20_000]),
             torn=draw.random() < 0.7,
+            sync_ms_max=draw.choice([20, 100, 1_000]),
+            failing_sync=draw.choice([0.0, 0.3]),
+            clock_jump_every_ms=draw.choice([1_000, 60_000]),
+            operate_every_ms=draw.choice([0, 300, 1_500]),
         )
         self.settings = EngineSettings(
             patience_ns=1_000 * MS,
@@ -177,7 +212,8 @@ class World:
         self._sequence = 0
         self._cuts: set[tuple[NodeId, NodeId]] = set()
         self.nodes: dict[NodeId, SimulatedNode] = {}
-        for number in range(1, self.node_count + 1):
+        more = draw.choice([1, 2]) if self.faults.operate_every_ms else 0
+        for number in range(1, self.node_count + more + 1):
             node = NodeId(number)
             self.nodes[node] = SimulatedNode(
                 self,
@@ -245,15 +281,13 @@ class World:
     # --- Life ---
 
     def start(self) -> None:
-        """Starts all nodes and makes them a cluster."""
-        from raftcache.node.directory import first_directory
-        from raftcache.node.kinds import KIND_INIT
-
+        """Starts all nodes and makes the first of them a cluster."""
         for node in self.nodes.values():
             node.start()
-        entries = [node.host.own_entry() for node in self.nodes.values() if node.host is not None]
+        first = [node for node in self.nodes.values() if node.node <= self.node_count]
+        entries = [node.host.own_entry() for node in first if node.host is not None]
         plan = first_directory(ClusterId(self.seed + 1), entries, self.shards)
-        for node in self.nodes.values():
+        for node in first:
             assert node.host is not None
             node.host.answer(KIND_INIT, plan.encode())
             assert node.host.engine is not None, "init failed"
@@ -262,6 +296,16 @@ class World:
         """Schedules this seed's faults until `heal`."""
         self._schedule_crash()
         self._schedule_cut()
+        self._schedule_clock_jump()
+
+    def _schedule_clock_jump(self) -> None:
+        def jump() -> None:
+            if not self.healing:
+                node = self.random.choice(list(self.nodes.values()))
+                node.clock.jump_wall_ms(self.random.choice([-3_600_000, -5_000, 5_000, 3_600_000]))
+                self._schedule_clock_jump()
+
+        self.after(self.random.randrange(self.faults.clock_jump_every_ms) * MS, jump)
 
     def _schedule_crash(self) -> None:
         def crash() -> None:
@@ -271,18 +315,16 @@ class World:
             # One in six: everybody at once.
             chosen = victims if self.random.random() < 1 / 6 else [self.random.choice(victims)]
             for victim in chosen:
-                if victim.host is not None:
+                if victim.host is None:
+                    continue
+                if self.random.random() < self.faults.failing_sync:
+                    # The process ends itself, at its next sync.
+                    victim.disk.inject("fdatasync", errno.EIO)
+                else:
                     victim.crash()
-                    self.after(
-                        self.random.randrange(10, 2_000) * MS, lambda victim=victim: self._restart(victim), node=victim
-                    )
             self._schedule_crash()
 
         self.after(self.random.randrange(self.faults.crash_every_ms) * MS, crash)
-
-    def _restart(self, victim: SimulatedNode) -> None:
-        if victim.host is None:
-            victim.start()
 
     def _schedule_cut(self) -> None:
         def cut() -> None:
@@ -313,7 +355,8 @@ class World:
         self.healing = True
         self._cuts.clear()
         for node in self.nodes.values():
-            self._restart(node)
+            node.disk.clear_faults()
+            node.restart()
 
     # --- Invariants ---
 
@@ -324,6 +367,6 @@ class World:
             if node.host is None or node.host.engine is None:
                 continue
             for replica in node.host.engine.replicas.values():
-                if replica.raft.role is Role.LEADER:
+                if replica.raft.role is Role.LEADER and not replica.stopped:
                     found.setdefault((replica.shard, replica.raft.term), set()).add(replica.replica_id)
         return found
