@@ -216,6 +216,9 @@ class Checkpointing:
             raise RaftCacheError(f"there is no replica {message.to} of shard {shard} here")
         known = message.meta.index <= replica.raft.commit and not replica.raft.snapshot_wanted
         if message.term < replica.raft.term or known:
+            # The core answers with how far this replica is, or with its term. Without that answer a leader that missed the
+            # acknowledgement of this very snapshot would offer it for ever.
+            engine.on_messages(from_node, [(shard, message)])
             raise RaftCacheError(
                 f"snapshot {message.meta.index} of term {message.term} is old: this replica is at {replica.raft.commit}"
             )

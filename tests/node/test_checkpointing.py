@@ -3,9 +3,9 @@
 import pytest
 
 from raftcache.errors import RaftCacheError
-from raftcache.ids import CATALOG_SHARD, Index, ShardId, Term
+from raftcache.ids import CATALOG_SHARD, Index, NodeId, ShardId, Term
 from raftcache.node.settings import MS
-from raftcache.raft.messages import Configuration, InstallSnapshot, SnapshotMeta
+from raftcache.raft.messages import AppendReply, Configuration, InstallSnapshot, Message, SnapshotMeta
 from raftcache.storage.checkpoints import Outgoing
 from raftcache.storage.state import CheckpointDamaged, StateLost, StateStore
 from tests.node.nodes import SHARD, Node, Nodes
@@ -179,3 +179,32 @@ def test_snapshots_on_their_way_are_bounded_and_nobody_is_forgotten() -> None:
     for start in nodes.held_snapshots:
         start()
     nodes.until(lambda: all(nodes.level(ShardId(s)) for s in (1, 2, 3)), "all to be level", ticks=400)
+
+
+def test_snapshot_whose_acknowledgement_was_lost_is_not_offered_for_ever() -> None:
+    """Found by the simulator: the follower has it, the leader does not know, and the log begins right after it. The refusal
+    of the next offer tells the leader how far the follower is."""
+    nodes = Nodes(3)
+    leader = nodes.lead()
+    follower = others(nodes, leader)[0]
+    follower.crash()
+    for number in range(5):
+        nodes.put(leader, b"k%d" % number)
+    leader.engine.checkpointing.begin(leader.replica())
+    nodes.run()
+    nodes.tick(3)
+    follower.start()
+    send = follower.network.send
+
+    def acknowledgements_are_lost(node: NodeId, shard: ShardId, message: Message) -> None:
+        if not isinstance(message, AppendReply) or message.rejected:
+            send(node, shard, message)
+
+    follower.network.send = acknowledgements_are_lost  # type: ignore[method-assign]
+    nodes.until(lambda: "snapshot_installed" in follower.observer.names(), "the snapshot to be installed")
+    follower.network.send = send  # type: ignore[method-assign]
+    nodes.until(
+        lambda: leader.replica().raft.progress[follower.replica().replica_id].match == leader.replica().raft.last_index,
+        "the leader to know",
+    )
+    assert 1 == follower.observer.names().count("snapshot_installed")
