@@ -1,5 +1,7 @@
 """When checkpoints are taken, what they let go of, and how snapshots come and go."""
 
+from typing import Any
+
 import pytest
 
 from raftcache.errors import RaftCacheError
@@ -182,8 +184,8 @@ def test_snapshots_on_their_way_are_bounded_and_nobody_is_forgotten() -> None:
 
 
 def test_snapshot_whose_acknowledgement_was_lost_is_not_offered_for_ever() -> None:
-    """Found by the simulator: the follower has it, the leader does not know, and the log begins right after it. The refusal
-    of the next offer tells the leader how far the follower is."""
+    """Found by the simulator: the follower has it, and neither its acknowledgement nor the end of the transfer reaches the
+    leader, whose log begins right after it. The refusal of the next offer tells how far the follower is."""
     nodes = Nodes(3)
     leader = nodes.lead()
     follower = others(nodes, leader)[0]
@@ -200,9 +202,16 @@ def test_snapshot_whose_acknowledgement_was_lost_is_not_offered_for_ever() -> No
         if not isinstance(message, AppendReply) or message.rejected:
             send(node, shard, message)
 
+    transfer = leader.network.send_snapshot
+
+    def outcome_is_lost(*args: Any) -> None:
+        transfer(*args[:-1], lambda ok: args[-1](False))
+
     follower.network.send = acknowledgements_are_lost  # type: ignore[method-assign]
+    leader.network.send_snapshot = outcome_is_lost  # type: ignore[method-assign]
     nodes.until(lambda: "snapshot_installed" in follower.observer.names(), "the snapshot to be installed")
     follower.network.send = send  # type: ignore[method-assign]
+    leader.network.send_snapshot = transfer  # type: ignore[method-assign]
     nodes.until(
         lambda: leader.replica().raft.progress[follower.replica().replica_id].match == leader.replica().raft.last_index,
         "the leader to know",
