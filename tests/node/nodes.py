@@ -36,7 +36,7 @@ from raftcache.node.settings import MS, EngineSettings
 from raftcache.raft.messages import InstallSnapshot, Message
 from raftcache.server.home import DiskHome
 from raftcache.storage.data_directory import DataDirectory
-from raftcache.storage.simulated_disk import SimulatedDisk
+from raftcache.storage.simulated_disk import SimulatedCrash, SimulatedDisk
 from raftcache.storage.simulated_state import simulated_state_store
 from raftcache.storage.state import OutgoingCheckpoint
 from raftcache.storage.wal import WalConfig
@@ -182,10 +182,15 @@ class Network:
         on_done: Callable[[bool], None],
     ) -> None:
         life = self._owner.life
+        over = False
 
         def done(ok: bool) -> None:
-            if self._owner.life == life:
+            nonlocal over
+            if not over and self._owner.life == life:
+                over = True
                 self._owner.scheduler.call_soon(lambda: on_done(ok))
+
+        self._nodes.transfers.append((node, done))
 
         def start() -> None:
             if self._owner.life != life:
@@ -206,7 +211,7 @@ class Network:
                 while chunk := source.chunk():
                     incoming.add(chunk)
                 incoming.finish(done)
-            except RaftCacheError:
+            except (RaftCacheError, SimulatedCrash):
                 done(False)
 
         if self._nodes.hold_snapshots:
@@ -324,6 +329,9 @@ class Node:
         self.life += 1
         self.host = None
         self.disk.crash(self.nodes.random, power_cut=power_cut)
+        for target, done in self.nodes.transfers:
+            if target == self.node:
+                done(False)
 
     def stop(self) -> None:
         """A clean shutdown."""
@@ -365,6 +373,8 @@ class Nodes:
         self.held: list[Call] = []
         self.answer_bytes_max = 0
         """The largest answer between nodes so far."""
+        self.transfers: list[tuple[NodeId, Callable[[bool], None]]] = []
+        """Snapshots begun, and whom to tell when the connection breaks."""
         self.hold_snapshots = False
         self.held_snapshots: list[Callable[[], None]] = []
         for _ in range(count):

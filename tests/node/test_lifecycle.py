@@ -1,25 +1,36 @@
 """Replicas that are damaged, rebuilt, created and removed, one by one, while the others of their node go on."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
 
-from raftcache.errors import Corruption, UnsupportedVersion
+from raftcache.errors import Corruption, OutcomeUnknown, UnsupportedVersion
 from raftcache.ids import Index, NodeId, ReplicaId, ShardId
 from raftcache.kv.machine import Machine
-from raftcache.kv.operations import GetResult, WriteResult
+from raftcache.kv.operations import (
+    GetResult,
+    Increment,
+    IncrementResult,
+    OpenSession,
+    SessionResult,
+    SessionStamp,
+    WriteResult,
+)
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import Consistency
 from raftcache.node.directory import DirectoryReplica
+from raftcache.node.kinds import KIND_FORWARD
 from raftcache.node.lifecycle import PAUSE_TICKS_MIN
 from raftcache.node.settings import MS
 from raftcache.raft.core import Raft
 from raftcache.raft.messages import Heartbeat, Message
 from raftcache.server.home import DiskHome
 from raftcache.storage.data_directory import DataDirectory
+from raftcache.storage.simulated_disk import SimulatedCrash
 from raftcache.storage.state import StateLost, StateStore
 from raftcache.storage.wal import WalConfig
-from tests.node.nodes import CATALOG, SHARD, Node, Nodes, at_end_nothing_in_flight, replica_ids
+from tests.node.nodes import CATALOG, SHARD, Ended, Node, Nodes, at_end_nothing_in_flight, replica_ids
 
 SECOND = ShardId(2)
 
@@ -561,3 +572,73 @@ def test_wall_clock_before_1970_stops_nobody() -> None:
     machine = node.replica().machine
     assert machine is not None
     assert machine.clock_ms >= 0
+
+
+def test_crash_at_any_step_of_installing_a_snapshot_leaves_the_old_state_or_the_new_one() -> None:
+    """Pitfall 25: the follower's disk stops at the n-th operation, for every n; it starts again, and is level in the end."""
+    interrupted = 0
+    for step in range(0, 200, 5):
+        nodes = Nodes(3, seed=step)
+        leader = nodes.lead()
+        victim = others(nodes, leader)[0]
+        nodes.put(leader, b"before")
+        nodes.tick(2)
+        victim.crash()
+        for number in range(5):
+            nodes.put(leader, b"k%d" % number)
+        checkpoint(nodes, leader)
+        nodes.tick(3)
+        victim.start()
+        crash_at = victim.disk.crash_at = victim.disk.operations + step
+        with contextlib.suppress(SimulatedCrash, Ended):
+            nodes.tick(15)
+        if victim.host is not None and victim.disk.operations < crash_at:
+            assert "snapshot_installed" in victim.observer.names()
+            break
+        interrupted += 1
+        victim.crash(power_cut=bool(step % 2))
+        victim.start()
+        nodes.until(nodes.level, f"the follower to be level after a crash at step {step}")
+    assert interrupted > 3
+
+
+def test_retry_through_another_node_after_a_lost_answer_does_not_count_twice() -> None:
+    """Pitfall 31: the increment was carried out and its answer was lost; the same stamp through another node gets the same
+    reply."""
+    nodes = Nodes(3)
+    leader = nodes.lead()
+    first, second = others(nodes, leader)
+    opened = nodes.ask(first, OpenSession(), shard=SHARD)
+    assert isinstance(opened.result, SessionResult)
+    stamp = SessionStamp(opened.result.session, 1, 1)
+    nodes.lose_answers = lambda call: call.kind == KIND_FORWARD
+    lost = nodes.ask(first, Increment(b"n"), stamp=stamp, timeout_ns=300 * MS)
+    nodes.tick(5)
+    assert isinstance(lost.result, OutcomeUnknown)
+    nodes.lose_answers = lambda call: False
+    for node in (second, leader, first):
+        again = nodes.ask(node, Increment(b"n"), stamp=stamp)
+        assert isinstance(again.result, IncrementResult)
+        assert 1 == again.result.value
+    # And through a new leader, which has the session from the log.
+    nodes.make_leader(second)
+    again = nodes.ask(first, Increment(b"n"), stamp=stamp)
+    assert isinstance(again.result, IncrementResult)
+    assert 1 == again.result.value
+
+
+def test_one_dead_follower_costs_bounded_memory_and_no_latency() -> None:
+    """Pitfall 28: thousands of writes while it is away: each is answered at once, and the leader keeps no copy of them."""
+    nodes = Nodes(3, log_bytes_per_checkpoint=50_000)
+    leader = nodes.lead()
+    others(nodes, leader)[0].crash()
+    for number in range(300):
+        asked = nodes.put(leader, b"k%d" % (number % 10), b"x" * 1_000)
+        assert isinstance(asked.result, WriteResult)
+        if number % 10 == 0:
+            nodes.tick()
+    raft = leader.replica().raft
+    dead = next(p for p, progress in raft.progress.items() if progress.match < raft.commit)
+    assert raft.progress[dead].inflights.bytes_in_flight <= 8 << 20
+    assert len(raft.log._recent) < 10
+    assert leader.replica().log.data_bytes < 200_000, "the log is not kept for it: it gets a snapshot"
