@@ -234,6 +234,11 @@ class Engine:
         self._touched.pop(replica.replica_id, None)
         self.commit.drop(replica)
 
+    def not_serving(self) -> list[tuple[ShardId, str]]:
+        """The shards of which this node's replica does not work, each with the reason."""
+        stopped = [(replica.shard, replica.stopped) for replica in self.replicas.values() if replica.stopped]
+        return stopped + [(absent.shard, absent.reason) for absent in self.lifecycle.absent.values()]
+
     def rebuild(self, replica: Replica, reason: str) -> None:
         """The live state of the replica is not to be trusted; see `Lifecycle.rebuild`."""
         self.lifecycle.rebuild(replica, reason)

@@ -290,7 +290,7 @@ class Lifecycle:
             return
         replica.state.discard_live()
         try:
-            self._open(replica.replica_id, replica.shard)
+            self._open(replica.replica_id, replica.shard).count_on(replica)
         except Exception as error:  # noqa: BLE001 - the supervisor of replicas
             replica.stopped = f"{type(error).__name__}: {error}"
             applied, repeats = self._losses[replica.replica_id]

@@ -92,8 +92,6 @@ class Replica:
         """The core refused what waits here (no leader, hand-over in progress); the engine takes it back."""
         self.rebuilding = False
         """Stopped only until its state is rebuilt from checkpoint and log."""
-        self.lost_at = Index(0)
-        """Where apply stood when the state was last given up: lost there again, it is not the state that is wrong."""
         self.traces: EntryTraces | None = None
         """Set by the engine where tracing is on."""
         self._settings = settings
@@ -111,6 +109,11 @@ class Replica:
         self._time_base: tuple[Term, int, int] = (Term(0), 0, 0)
         self._heard: tuple[Index, int] = (Index(0), 0)
         """The leader's commit index as last heard, and when; level once apply has reached it."""
+
+    def count_on(self, earlier: "Replica") -> None:
+        """Takes the place of an object that was given up: counters never go back while the process lives."""
+        self.leader_changes, self.elections = earlier.leader_changes, earlier.elections
+        self.commands_applied, self.proposals_failed = earlier.commands_applied, earlier.proposals_failed
 
     # --- What comes in ------------------------------------------------------------------------------------------------
 

@@ -429,7 +429,7 @@ class NodeProcess:
         ]
         if engine is None:
             return checks
-        stopped = [f"shard {r.shard}: {r.stopped}" for r in engine.replicas.values() if r.stopped]
+        stopped = [f"shard {shard}: {reason}" for shard, reason in engine.not_serving()]
         leaderless = [str(r.shard) for r in engine.replicas.values() if r.raft.leader == NO_REPLICA]
         checks.append(admin_http.Check("replicas", not stopped, "; ".join(stopped)))
         checks.append(

@@ -16,7 +16,8 @@ def sample(host: Host, network: PeerNetwork, disk_free_bytes: int) -> NodeSample
     if engine is None:
         return NodeSample(disk_free_bytes=disk_free_bytes)
     return NodeSample(
-        shards=[_shard(replica) for replica in engine.replicas.values()],
+        shards=[_shard(replica) for replica in engine.replicas.values()]
+        + [ShardSample(absent.shard, "stopped", False, 0, 0, 0, 0) for absent in engine.lifecycle.absent.values()],
         peers=_peers(network),
         disk_free_bytes=disk_free_bytes,
         wal_bytes=engine.wal.log_bytes,
@@ -36,7 +37,7 @@ def _shard(replica: Replica) -> ShardSample:
     return ShardSample(
         shard=replica.shard,
         role="stopped" if replica.stopped else role,
-        has_leader=raft.leader != NO_REPLICA,
+        has_leader=raft.leader != NO_REPLICA and not replica.stopped,
         term=raft.term,
         commit_index=raft.commit,
         applied_index=raft.applied,

@@ -133,9 +133,11 @@ def test_lost_state_is_rebuilt_from_checkpoint_and_log() -> None:
         nodes.put(leader, b"after")
         old = leader.replica()
         leader.engine.rebuild(old, "an LMDB error")
+        assert [(SHARD, "an LMDB error")] == leader.engine.not_serving()
         nodes.run()
         assert leader.replica() is not old
-        assert "" == leader.replica().stopped
+        assert [] == leader.engine.not_serving()
+        assert leader.replica().commands_applied >= old.commands_applied, "counters never go back"
         nodes.until(nodes.level, "the replica to be level")
         for key in (b"before", b"after"):
             asked = nodes.get(leader, key)
