@@ -203,7 +203,8 @@ class Router:
     def submit(self, requests: Sequence[Request], sink: ReplySink) -> None:
         """Takes requests of any shards; each gets exactly one reply through `sink`, in this turn or a later one."""
         now_ns = self._clock.monotonic_ns()
-        settings = self._settings
+        settings, owner = self._settings, self._places.owner
+        requests_max, bytes_max = settings.in_flight_requests_max, settings.in_flight_bytes_max
         give_up_ns = now_ns + settings.patience_ns
         by_shard: dict[ShardId, list[Waiting]] = {}
         for request in requests:
@@ -212,28 +213,32 @@ class Router:
             request.give_up_ns = min(request.deadline_ns, give_up_ns)
             self.in_flight += 1
             self.in_flight_bytes += request.cost
-            refusal = self._refusal_of(request)
-            if refusal is not None:
-                self._deliver(request, sink, Reply(request.token, refusal))
+            if self.in_flight > requests_max or self.in_flight_bytes > bytes_max or self._closed:
+                self._deliver(request, sink, Reply(request.token, self._refusal()))
                 continue
-            by_shard.setdefault(self._shard_of(request), []).append((request, sink))
+            shard = request.shard
+            if shard is None:
+                if not 0 <= request.slot < SLOT_COUNT:
+                    nowhere = InvalidRequest(f"slot {request.slot} is not in [0, {SLOT_COUNT})")
+                    self._deliver(request, sink, Reply(request.token, nowhere))
+                    continue
+                shard = owner(request.slot)
+            by_shard.setdefault(shard, []).append((request, sink))
         for shard, waiting in by_shard.items():
             self._route(shard, waiting, now_ns)
         self._wake()
 
-    def _refusal_of(self, request: Request) -> RaftCacheError | None:
-        """Why a request is not even looked at; None for nearly all."""
+    def _refusal(self) -> RaftCacheError:
+        """Why nothing is taken now."""
+        if self._closed:
+            return Unavailable("the node is shutting down")
+        self.overloaded += 1
         settings = self._settings
-        if self.in_flight > settings.in_flight_requests_max or self.in_flight_bytes > settings.in_flight_bytes_max:
-            self.overloaded += 1
-            return Overloaded(
-                f"this node has {self.in_flight - 1} requests of {self.in_flight_bytes} bytes in flight; "
-                f"limits.in_flight_requests_max is {settings.in_flight_requests_max}, "
-                f"limits.in_flight_bytes_max is {settings.in_flight_bytes_max}: retry later"
-            )
-        if request.shard is None and not 0 <= request.slot < SLOT_COUNT:
-            return InvalidRequest(f"slot {request.slot} is not in [0, {SLOT_COUNT})")
-        return Unavailable("the node is shutting down") if self._closed else None
+        return Overloaded(
+            f"this node has {self.in_flight - 1} requests of {self.in_flight_bytes} bytes in flight; "
+            f"limits.in_flight_requests_max is {settings.in_flight_requests_max}, "
+            f"limits.in_flight_bytes_max is {settings.in_flight_bytes_max}: retry later"
+        )
 
     def _shard_of(self, request: Request) -> ShardId:
         """Where the request belongs by the directory; -1 where nobody owns its slot."""

@@ -240,13 +240,19 @@ class StateStore:
         self._records = None
 
     def destroy(self) -> None:
-        """Closes and removes everything, after the replica left its group. Never raises; repeat it after a crash."""
+        """Closes everything and removes it beside the loop (unlinking costs 0.2 ms a MiB), after the replica left its group.
+        Never raises; repeat it after a crash."""
         self.discard_live()
-        try:
-            if self._disk.exists(self.directory):
-                remove_tree(self._disk, self.directory)
-        except OSError:
-            pass
+
+        def work(job: Job) -> Continuation:
+            try:
+                if self._disk.exists(self.directory):
+                    remove_tree(self._disk, self.directory)
+            except OSError:
+                pass
+            return nothing
+
+        self._jobs.start("removal", work, nothing)
 
     @contextmanager
     def _losing_state(self) -> Iterator[None]:

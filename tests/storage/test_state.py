@@ -446,10 +446,9 @@ def test_destroyed_replica_leaves_no_files(home: Home) -> None:
     replica.begin_checkpoint()
     replica.store.begin_incoming(FIRST, size=10, digest=b"")
     replica.store.destroy()
-    home.loop.drain()
-
-    assert disk_of(home).listdir(f"{home.root}/replicas") == []
+    home.loop.run_until(lambda: disk_of(home).listdir(f"{home.root}/replicas") == [])
     replica.store.destroy()
+    home.loop.drain()
 
 
 def test_checkpoint_that_claims_another_index_is_damage(home: Home) -> None:
