@@ -137,6 +137,7 @@ class Engine:
             touch=self.touch,
             damaged=self.rebuild,
             wake=self._schedule,
+            sink_failed=lambda error: observer.event("replies_lost", reason=f"{type(error).__name__}: {error}"),
         )
         self.commit = GroupCommit(
             wal=wal,

@@ -170,9 +170,11 @@ class Router:
         touch: Callable[[Replica], None],
         damaged: Callable[[Replica, str], None],
         wake: Callable[[], None],
+        sink_failed: Callable[[Exception], None],
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._sink_failed = sink_failed
         self._places = places
         self._forward = forward
         self._touch = touch
@@ -529,6 +531,7 @@ class Router:
             and request.give_up_ns > self._clock.monotonic_ns()
         ):
             self.park(reply.shard, [(request, sink)])
+            self.retry(reply.shard)
             return
         self._deliver(request, sink, reply)
 
@@ -545,11 +548,14 @@ class Router:
             outbox.append(reply)
 
     def flush(self) -> None:
-        """Hands each sink its replies of this turn, as one list."""
+        """Hands each sink its replies of this turn, as one list. A sink that raises loses its own replies and nobody else's."""
         while self._outbox:
             outbox, self._outbox = self._outbox, {}
             for sink, replies in outbox.items():
-                sink.deliver(replies)
+                try:
+                    sink.deliver(replies)
+                except Exception as error:  # noqa: BLE001 - the supervisor of sinks: what a caller sent must end no node
+                    self._sink_failed(error)
 
     def close(self) -> None:
         """No more is taken, and nothing is tried again; the replicas may still answer what they hold. Then `finish`."""

@@ -18,7 +18,7 @@ from raftcache.ids import NodeId, ShardId, Slot
 from raftcache.kv.machine import Machine
 from raftcache.kv.operations import Failure, Get, GetResult, Put, Scan, ScanResult, WriteResult
 from raftcache.kv.slots import slot_of
-from raftcache.node.api import Consistency, Request
+from raftcache.node.api import Consistency, Reply, Request
 from raftcache.node.kinds import KIND_FORWARD
 from raftcache.node.settings import MS
 from tests.node.nodes import SHARD, Asked, Node, Nodes, at_end_nothing_in_flight
@@ -550,6 +550,23 @@ def test_clean_shutdown_answers_everything_that_waits() -> None:
     assert isinstance(waiting[0].result, OutcomeUnknown)
     assert all(isinstance(each.result, Unavailable) for each in (forwarded[1], *waiting[1:]))
     assert (0, 0) == (router.in_flight, router.in_flight_bytes)
+
+
+def test_sink_that_raises_loses_its_own_replies_only() -> None:
+    """A bug in a front, met by one caller: the turn goes on, the other callers have their replies, the node lives."""
+    nodes = Nodes(1)
+    with at_end_nothing_in_flight(nodes):
+        node = nodes.lead()
+
+        class Broken:
+            def deliver(self, replies: list[Reply]) -> None:
+                raise KeyError("a bug")
+
+        deadline_ns = node.clock.monotonic_ns() + 5_000 * MS
+        node.engine.submit([Request("t", Put(b"k", b""), slot_of(b"k"), deadline_ns)], Broken())
+        asked = nodes.put(node, b"k")
+        assert isinstance(asked.result, WriteResult)
+        assert "replies_lost" in node.observer.names()
 
 
 def test_request_after_the_shutdown_is_refused() -> None:
