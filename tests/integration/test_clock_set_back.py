@@ -96,7 +96,7 @@ def test_shard_time_does_not_jump_to_the_clock_of_the_next_leader() -> None:
     """Nodes whose clocks lie a day behind and a day ahead take over in turn: the shard's time neither falls nor leaps."""
     shard = Shard(nodes=3)
     first, _ = shard.leader()
-    behind, ahead = (node for node in shard.world.nodes if node != first)
+    behind, ahead = (NodeId(number) for number in (1, 2, 3) if number != first)
     shard.world.nodes[behind].clock.jump_wall_ms(-DAY_MS)
     shard.world.nodes[ahead].clock.jump_wall_ms(DAY_MS)
     latest_ms = shard.time_ms()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from raftcache.clock import ManualClock
-from raftcache.errors import ConfigError
+from raftcache.errors import ConfigError, StorageFull
 from raftcache.ids import ClusterId, NodeId, ReplicaId, ShardId
 from raftcache.kv.limits import KvLimits
 from raftcache.node.directory import DirectoryNode, first_directory
@@ -60,6 +60,10 @@ class Faults:
     failing_sync: float
     """Of the crashes, how many come from an fdatasync that reports an error."""
     clock_jump_every_ms: int
+    lose_state_every_ms: int
+    """How often a live state is given up, as after an error of its engine."""
+    fill_every_ms: int
+    """How often a disk takes nothing more for a while; 0 = never."""
     operate_every_ms: int
     """How often the operator does something; 0 = there is none."""
 
@@ -141,8 +145,8 @@ class SimulatedNode:
             return
         try:
             self.start()
-        except ConfigError:
-            # The disk failed once more, before there was a log to be afraid for.
+        except (ConfigError, StorageFull):
+            # The disk failed once more, or is full: a supervisor starts the node again.
             self.crash()
 
 
@@ -194,6 +198,8 @@ class World:
             sync_ms_max=draw.choice([20, 100, 1_000]),
             failing_sync=draw.choice([0.0, 0.3]),
             clock_jump_every_ms=draw.choice([1_000, 60_000]),
+            lose_state_every_ms=draw.choice([1_000, 60_000]),
+            fill_every_ms=draw.choice([0, 0, 2_000]),
             operate_every_ms=draw.choice([0, 300, 1_500]),
         )
         self.settings = EngineSettings(
@@ -297,6 +303,31 @@ class World:
         self._schedule_crash()
         self._schedule_cut()
         self._schedule_clock_jump()
+        self._schedule_lost_state()
+        if self.faults.fill_every_ms:
+            self._schedule_full_disk()
+
+    def _schedule_lost_state(self) -> None:
+        def lose() -> None:
+            if self.healing:
+                return
+            engine = self.random.choice(list(self.nodes.values())).engine
+            if engine is not None and engine.replicas:
+                engine.rebuild(self.random.choice(list(engine.replicas.values())), "simulated")
+            self._schedule_lost_state()
+
+        self.after(self.random.randrange(self.faults.lose_state_every_ms) * MS, lose)
+
+    def _schedule_full_disk(self) -> None:
+        def fill() -> None:
+            if self.healing:
+                return
+            disk = self.random.choice(list(self.nodes.values())).disk
+            disk.capacity_bytes = disk.used_bytes() + self.random.choice([0, 50_000])
+            self.after(self.random.randrange(2_000) * MS, lambda: _free(disk))
+            self._schedule_full_disk()
+
+        self.after(self.random.randrange(self.faults.fill_every_ms) * MS, fill)
 
     def _schedule_clock_jump(self) -> None:
         def jump() -> None:
@@ -356,6 +387,7 @@ class World:
         self._cuts.clear()
         for node in self.nodes.values():
             node.disk.clear_faults()
+            _free(node.disk)
             node.restart()
 
     # --- Invariants ---
@@ -370,3 +402,7 @@ class World:
                 if replica.raft.role is Role.LEADER and not replica.stopped:
                     found.setdefault((replica.shard, replica.raft.term), set()).add(replica.replica_id)
         return found
+
+
+def _free(disk: SimulatedDisk) -> None:
+    disk.capacity_bytes = None
