@@ -1,5 +1,7 @@
 """What becomes durable, when, and what a slow or a full disk does to it."""
 
+import contextlib
+
 import pytest
 
 from raftcache.errors import OutcomeUnknown, StorageFull
@@ -9,8 +11,9 @@ from raftcache.node.group_commit import READIES_HELD_MAX
 from raftcache.node.settings import MS
 from raftcache.raft.core import Raft
 from raftcache.raft.messages import AppendReply, Ready, VoteReply
+from raftcache.storage.simulated_disk import SimulatedCrash
 from raftcache.storage.wal import ReplicaWrite, Wal
-from tests.node.nodes import SHARD, Node, Nodes, at_end_nothing_in_flight
+from tests.node.nodes import SHARD, Asked, Node, Nodes, at_end_nothing_in_flight
 
 
 def others(nodes: Nodes, node: Node) -> list[Node]:
@@ -156,6 +159,34 @@ def test_readies_without_promises_are_not_kept_while_a_sync_is_in_flight() -> No
     nodes.put(leader, b"k", timeout_ns=600_000 * MS)
     nodes.tick(200)
     assert len(leader.engine.commit._group) < 10
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_group_of_one_loses_nothing_to_a_power_cut(inline: bool) -> None:
+    """Pitfall 22: there is nobody else who has it. The power is cut at the n-th operation of the disk, for every n; what was
+    answered until then is there afterwards."""
+    cuts = 0
+    for step in range(200):
+        nodes = Nodes(1, seed=step) if inline else slow(seed=step)
+        node = nodes.lead()
+        asked: list[tuple[bytes, Asked]] = []
+        node.disk.crash_at = node.disk.operations + step
+        with contextlib.suppress(SimulatedCrash):
+            for number in range(20):
+                key = b"k%d" % number
+                asked.append((key, nodes.put(node, key, run=False)))
+                if number % 2:
+                    nodes.run()
+            break
+        cuts += 1
+        node.crash(power_cut=True)
+        node.start()
+        nodes.lead()
+        acknowledged = [key for key, each in asked if each.replies and isinstance(each.result, WriteResult)]
+        found = [nodes.get(node, key).result for key in acknowledged]
+        lost = [key for key, each in zip(acknowledged, found, strict=True) if getattr(each, "entry", None) is None]
+        assert [] == lost, f"acknowledged, and gone after a power cut at step {step}"
+    assert cuts > 10
 
 
 # --- A full disk --------------------------------------------------------------------------------------------------

@@ -629,6 +629,28 @@ def test_retry_through_another_node_after_a_lost_answer_does_not_count_twice() -
     assert 1 == again.result.value
 
 
+def test_session_arrives_with_the_snapshot() -> None:
+    """Pitfall 24: a replica that knows the past from a snapshot alone repeats the first reply, and counts nothing twice."""
+    nodes = Nodes(3)
+    leader = nodes.lead()
+    victim = others(nodes, leader)[0]
+    victim.crash()
+    opened = nodes.ask(leader, OpenSession(), shard=SHARD)
+    assert isinstance(opened.result, SessionResult)
+    stamp = SessionStamp(opened.result.session, 1, 1)
+    first = nodes.ask(leader, Increment(b"n"), stamp=stamp)
+    checkpoint(nodes, leader)
+    nodes.tick(3)
+    assert leader.replica().log.first_index() > leader.replica().log.snapshot().index, "the log has it no more"  # type: ignore[union-attr]
+    victim.start()
+    nodes.until(nodes.level, "the node to be level again")
+    assert "snapshot_installed" in victim.observer.names()
+    nodes.make_leader(victim)
+    again = nodes.ask(victim, Increment(b"n"), stamp=stamp)
+    assert isinstance(again.result, IncrementResult)
+    assert first.result == again.result
+
+
 def test_one_dead_follower_costs_bounded_memory_and_no_latency() -> None:
     """Pitfall 28: thousands of writes while it is away: each is answered at once, and the leader keeps no copy of them."""
     nodes = Nodes(3, log_bytes_per_checkpoint=50_000)
