@@ -67,6 +67,18 @@ def test_the_unit_speaks_of_readiness_exactly_if_the_server_does() -> None:
     assert told == ("Type=notify" in UNIT.read_text()), "set Type=notify and WatchdogSec= in deploy/raftcache.service"
 
 
+def test_wrong_settings_are_not_tried_again(tmp_path: Path) -> None:
+    """The status that `serve` ends with then is the one that the unit does not restart after; the others it does."""
+    settings = tmp_path / "raftcache.toml"
+    settings.write_text("[limits]\nno_such_setting = 1\n")
+    served = subprocess.run(
+        [str(BIN / "raftcache"), "serve", "--config", str(settings)], capture_output=True, text=True, check=False
+    )
+    assert "no_such_setting" in served.stderr
+    assert f"RestartPreventExitStatus={served.returncode}\n" in UNIT.read_text()
+    assert "Restart=on-failure\n" in UNIT.read_text()
+
+
 @pytest.mark.parametrize("name", ["n1", "n2", "n3"])
 def test_each_node_of_the_compose_file_has_settings_that_load(name: str) -> None:
     """With the addresses that the others look for."""
