@@ -93,7 +93,7 @@ format: setup
 	$(BIN)/ruff format .
 
 types: setup
-	$(BIN)/mypy --strict raftcache
+	$(BIN)/mypy --strict raftcache jepsen-style/faults
 
 contracts: setup
 	$(BIN)/lint-imports --no-logo
