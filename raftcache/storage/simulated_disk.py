@@ -95,6 +95,13 @@ class _Inode:
         self.size = self.durable_size
         self.locked_by = None
 
+    def survivor(self) -> _Inode:
+        """What is on the platter. Pages there are immutable, so nothing is copied but the table."""
+        copy = _Inode(self.number)
+        copy.durable = dict(self.durable)
+        copy.size = copy.durable_size = self.durable_size
+        return copy
+
     def _tear(self, number: int, random: Random) -> None:
         """Some sectors of the page reach the platter, the others do not."""
         old = self.durable.get(number, _ZERO_PAGE)
@@ -227,7 +234,8 @@ class SimulatedDisk:
 
     Attributes:
         operations: mutating operations so far; `crash_at` is compared with it.
-        crash_at: the operation (counted from 0) that raises `SimulatedCrash` instead of happening.
+        crash_at: the operation (counted from 0) that raises `crash_error` instead of happening.
+        crash_error: `SimulatedCrash`; the simulator has one of its own, which no handler of the code under test catches.
         capacity_bytes: writes beyond it raise ENOSPC. None: endless.
         generation: +1 per crash; files opened before it are unusable.
     """
@@ -237,6 +245,7 @@ class SimulatedDisk:
         self.capacity_bytes = capacity_bytes
         self.operations = 0
         self.crash_at: int | None = None
+        self.crash_error: type[BaseException] = SimulatedCrash
         self.generation = 0
         self._visible: _Namespace = {"": None, ".": None, "/": None}
         self._durable: _Namespace = dict(self._visible)
@@ -347,6 +356,24 @@ class SimulatedDisk:
         self.crash_at = None
         self._faults.clear()
 
+    def kill(self) -> None:
+        """The process ends, the machine goes on (kill -9): nothing is lost, and nothing becomes durable by it."""
+        for inode in self._files():
+            inode.locked_by = None
+        self.generation += 1
+        self.crash_at = None
+        self._faults.clear()
+
+    def survivor(self) -> SimulatedDisk:
+        """A disk of its own with what a power cut at this moment would leave; this one does not notice."""
+        copy = SimulatedDisk(self.random)
+        copies = {id(inode): inode.survivor() for inode in self._durable.values() if inode is not None}
+        for path, inode in self._durable.items():
+            if path in ("", ".", "/") or self._durable.get(parent_of(path), self) is None:
+                copy._durable[path] = None if inode is None else copies[id(inode)]
+        copy._visible = dict(copy._durable)
+        return copy
+
     def inject(self, operation: str, error: int, *, path_part: str = "", skip: int = 0, times: int = 1) -> None:
         """Make the next calls of `operation` ("pwrite", "fdatasync", "rename" ...) on matching paths fail with `error`."""
         self._faults.append(_Fault(operation, error, path_part, skip, times))
@@ -371,7 +398,7 @@ class SimulatedDisk:
     def step(self, operation: str, path: str) -> None:
         """Count a mutating operation, and fail it where asked to. Called by this disk's files."""
         if self.crash_at is not None and self.operations >= self.crash_at:
-            raise SimulatedCrash(f"operation {self.operations}: {operation} {path}")
+            raise self.crash_error(f"operation {self.operations}: {operation} {path}")
         self.operations += 1
         self.raise_fault(operation, path)
 
