@@ -187,7 +187,7 @@ class Corruption(RaftCacheError):
 
 
 class StorageFull(RaftCacheError):
-    """The disk or a configured quota is full; nothing was proposed."""
+    """The disk, or the room for a shard's state, is full; nothing was proposed."""
 
     reason = "STORAGE_FULL"
     definite = True

@@ -39,7 +39,7 @@ _READ_FIRST = "the write may have happened, or may yet: read before you repeat i
 HINTS: dict[str, str] = {
     "NOT_LEADER": "an election is under way; `raftcache status` shows who leads",
     "OVERLOADED": "the node is at a limit: send less at once, or try again in a moment",
-    "STORAGE_FULL": "an operator must make room on the node's disk; reads still work",
+    "STORAGE_FULL": "an operator must make room; reads still work",
     "DEADLINE_EXPIRED": _LATER,
     "DEADLINE_EXCEEDED": _LATER,
     "UNAUTHENTICATED": "name a client certificate with --tls-cert and --tls-key",

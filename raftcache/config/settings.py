@@ -228,7 +228,7 @@ class Storage:
         16 * MIB,
         16 * TIB,
         about="Most that one shard's live state can grow to. Reserves addresses, not disk; a map cannot be enlarged while\n"
-        "in use, so it is large from the start. Where it is full, the shard stops on this node until it is larger.",
+        "in use, so it is large from the start. At 90 % the shard refuses writes, and serves reads and deletes.",
     )
     commit_commands_max: int = _count(
         2_000,

@@ -55,6 +55,10 @@ from raftcache.storage.wal import Wal
 from raftcache.telemetry.tracing import NO_TRACER, Tracer
 
 HOUSEKEEPING_TICKS = 10
+STATE_FULL_PERCENT = 90
+STATE_ROOM_PERCENT = 85
+"""Of `storage.map_bytes`. The rest is for what was proposed already, for deletes, which write too, and for pages that a
+checkpoint under way holds; lower to come back than to stop, so that a state at the edge does not flicker."""
 """About once a second: a few unlinks, a look at the disk, and one fdatasync where something was written since."""
 ROUNDS_PER_TURN_MAX = 4
 """Rounds of one turn: propose, persist, commit of a one-voter group, apply. The rest waits until the loop has done I/O."""
@@ -374,6 +378,7 @@ class Engine:
         self.observer.committed(self.clock.monotonic_ns() - started_ns)
         replica.uncommitted_commands = replica.uncommitted_bytes = 0
         replica.committed_ns = now_ns
+        self._check_space(replica)
 
     def _persisted(self, group: list[Taken]) -> None:
         """These are durable: promises may leave."""
@@ -451,6 +456,8 @@ class Engine:
                 replica.expire(now_ns)
                 if replica.uncommitted_commands and now_ns - replica.committed_ns >= self.settings.commit_interval_ns:
                     self.commit_state(replica, now_ns)
+                elif self._ticks % HOUSEKEEPING_TICKS == 0:
+                    self._check_space(replica)
                 if replica.raft.has_ready() or replica.busy():
                     self._touched[replica.replica_id] = replica
             except Exception as error:  # noqa: BLE001 - the supervisor of replicas
@@ -484,6 +491,22 @@ class Engine:
         elif not low and self.router.refusing:
             self.router.refusing = ""
             self.observer.event("disk_recovered")
+
+    def _check_space(self, replica: Replica) -> None:
+        """A full map would lose the live state: before, its leader refuses what adds to it. It keeps the leadership, because
+        the others hold the same records. Raises: `StateLost`."""
+        taken, limit = replica.state.space()
+        replica.state_bytes = taken
+        full = taken * 100 >= limit * (STATE_ROOM_PERCENT if replica.full else STATE_FULL_PERCENT) if limit else False
+        if full and not replica.full:
+            replica.full = (
+                f"the state of shard {replica.shard} takes {taken} bytes, near storage.map_bytes ({limit}): delete keys, or "
+                "start the nodes with more"
+            )
+            self.observer.event("state_full", shard=replica.shard, reason=replica.full)
+        elif replica.full and not full:
+            replica.full = ""
+            self.observer.event("state_has_room", shard=replica.shard)
 
     def _hand_off(self) -> None:
         """Every shard led here goes to whoever can take it. With each tick: now and then no voter counts as active, because

@@ -70,6 +70,10 @@ class Replica:
         """None until a first snapshot is installed (a replica that joins an existing group)."""
         self.stopped = ""
         """Why this replica stopped for good (a bug was caught in it); empty while it runs."""
+        self.full = ""
+        """Why this replica, as leader, takes no writes that add to its state; empty while there is room."""
+        self.state_bytes = 0
+        """What the live state takes, as last measured."""
         self.level_ns = 0
         """When this replica last knew itself level with a leader: the age of stale reads counts from here."""
         self.checkpoint_log_bytes = 0

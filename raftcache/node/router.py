@@ -264,8 +264,8 @@ class Router:
     def _route_to_leader(self, shard: ShardId, waiting: list[Waiting], now_ns: int) -> None:
         replica = self._places.local(shard)
         if replica is not None and replica.leads:
-            if self.refusing:
-                waiting = self._without_writes(waiting)
+            if self.refusing or replica.full:
+                waiting = self._without_writes(waiting, replica.full)
             replica.offer(waiting)
             self._touch(replica)
             return
@@ -294,16 +294,22 @@ class Router:
                 self._deliver(request, sink, Reply(request.token, hint, shard))
         return [pair for pair in waiting if not pair[0].forwarded]
 
-    def _without_writes(self, waiting: list[Waiting]) -> list[Waiting]:
-        """Reads go on, and so does the directory: taking a replica away is a way out of a full disk."""
+    def _without_writes(self, waiting: list[Waiting], full: str) -> list[Waiting]:
+        """Reads go on, and so does the directory: taking a replica away is a way out of a full disk.
+
+        A full disk has no room for the log of a delete either. Where it is only the shard's state that is full, deletes are
+        the way out, and the sessions that clients make them in are bounded.
+        """
         kept = []
+        passing = (Get, Scan) if self.refusing else (Get, Scan, Delete, OpenSession, CloseSession)
+        refusal = self.refusing or full
         for request, sink in waiting:
             operation = request.operation
             system = isinstance(operation, Put) and operation.namespace == SYSTEM_NAMESPACE
-            if system or isinstance(operation, (Get, Scan)):
+            if system or isinstance(operation, passing):
                 kept.append((request, sink))
             else:
-                self._deliver(request, sink, Reply(request.token, StorageFull(self.refusing)))
+                self._deliver(request, sink, Reply(request.token, StorageFull(refusal)))
         return kept
 
     def _route_stale(self, shard: ShardId, waiting: list[Waiting], now_ns: int) -> None:

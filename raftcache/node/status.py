@@ -33,6 +33,7 @@ def local_status(engine: Engine, version: str) -> dict[str, Any]:
                 "shard": replica.shard,
                 "role": ROLE_NAMES[raft.role] if not replica.stopped else "unknown",
                 "stopped": replica.stopped,
+                "full": replica.full,
                 "term": raft.term,
                 "leader": raft.leader,
                 "commit": raft.commit,
@@ -166,4 +167,7 @@ def _problems(info: ClusterInfo, reports: dict[ReplicaId, dict[str, Any]]) -> li
             stopped = reports.get(replica.replica, {}).get("stopped")
             if stopped:
                 problems.append(f"replica {replica.replica} of shard {shard.shard} stopped: {stopped}")
+        full = reports.get(shard.leader, {}).get("full")
+        if full:
+            problems.append(f"shard {shard.shard} refuses writes: {full}")
     return problems

@@ -438,6 +438,8 @@ class NodeProcess:
             )
         )
         checks.append(admin_http.Check("disk", not engine.router.refusing, engine.router.refusing))
+        # Every node that holds such a shard says this. None is less ready for it: reads, deletes and other shards go on.
+        checks.append(admin_http.Check("space", True, "; ".join(r.full for r in engine.replicas.values() if r.full)))
         return checks
 
     def _peer_settings(self) -> PeerSettings:

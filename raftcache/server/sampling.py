@@ -49,6 +49,8 @@ def _shard(replica: Replica) -> ShardSample:
         proposals_pending=replica.proposals_pending(),
         follower_lag_entries=max(lags, default=0) if replica.leads else 0,
         records=replica.machine.record_count if replica.machine is not None else 0,
+        state_bytes=replica.state_bytes,
+        full=bool(replica.full),
     )
 
 

@@ -128,6 +128,13 @@ class LiveState(Protocol):
         """
         ...
 
+    def space(self) -> tuple[int, int]:
+        """Bytes that the records take, and the most that they can take; 0 where the engine has no such figure. Cheap.
+
+        Raises: `StateLost`.
+        """
+        ...
+
     def grown(self) -> bool:
         """Whether more than half of its space is waste, and the waste worth a rebuild."""
         ...

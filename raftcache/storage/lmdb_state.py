@@ -133,6 +133,10 @@ class LmdbLive:
                 digest.update(block)
         return {"bytes": str(digest.size), "digest": digest.digest().hex()}
 
+    def space(self) -> tuple[int, int]:
+        # Without free pages: they are taken again, so that what was deleted makes room at once.
+        return self._open().live_bytes(), self._config.map_bytes
+
     def grown(self) -> bool:
         records = self._open()
         live = records.live_bytes()

@@ -88,6 +88,9 @@ class MemoryLive:
         self._disk.fsync_directory(self._directory)
         return {"bytes": str(digest.size), "digest": digest.digest().hex()}
 
+    def space(self) -> tuple[int, int]:
+        return 0, 0
+
     def grown(self) -> bool:
         return False
 

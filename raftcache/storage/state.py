@@ -519,6 +519,13 @@ class StateStore:
             self._checkpoints.refuse(header, error.message)
             raise
 
+    def space(self) -> tuple[int, int]:
+        """Bytes that the live records take, and the most that they can take; 0 where there is no such figure. Cheap.
+
+        Raises: `StateLost`.
+        """
+        return self._live.space() if self._records is not None else (0, 0)
+
     def needs_compaction(self) -> bool:
         """Whether the live file has grown past twice its records, by enough to matter.
 

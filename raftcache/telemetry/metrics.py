@@ -133,6 +133,7 @@ _NODE_METRICS: tuple[tuple[Metric, Callable[[NodeSample], float]], ...] = (
     (names.NODE_LEADERS, lambda node: sum(sample.role == "leader" for sample in node.shards)),
     (names.NODE_LEADERLESS, lambda node: sum(not sample.has_leader for sample in node.shards)),
     (names.NODE_STOPPED, lambda node: sum(sample.role == "stopped" for sample in node.shards)),
+    (names.NODE_FULL, lambda node: sum(sample.full for sample in node.shards)),
     (names.NODE_DISK_FREE, lambda node: node.disk_free_bytes),
     (names.NODE_WAL_BYTES, lambda node: node.wal_bytes),
     (names.RPC_INFLIGHT, lambda node: node.in_flight_requests),

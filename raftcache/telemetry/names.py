@@ -37,6 +37,8 @@ EVENTS: Mapping[str, tuple[Level, str]] = {
     "loop_stalled": (Level.WARNING, "The event loop did not run for longer than a heartbeat interval."),
     "disk_low": (Level.WARNING, "Less free space than storage.disk_free_bytes_min: writes are refused."),
     "disk_recovered": (Level.INFO, "There is room again."),
+    "state_full": (Level.WARNING, "A shard's state nears storage.map_bytes: writes that add to it are refused."),
+    "state_has_room": (Level.INFO, "There is room in the shard's state again."),
     "directory_lost": (Level.WARNING, "The node's copy of the directory is damaged or gone; it asks for a new one."),
     "joined_cluster": (Level.INFO, "The node became a member of a cluster; from now on its data belongs to it."),
     # Replicas.
@@ -165,6 +167,9 @@ NODE_REPLICAS = _gauge("raftcache_node_replicas", "Replicas here, by role.", "ro
 NODE_LEADERS = _gauge("raftcache_node_leaders", "Shards led from here.")
 NODE_LEADERLESS = _gauge("raftcache_node_shards_without_leader", "Shards here that know no leader.")
 NODE_STOPPED = _gauge("raftcache_node_replicas_stopped", "Replicas here that do not serve, because of an error.")
+NODE_FULL = _gauge(
+    "raftcache_node_replicas_full", "Replicas here whose state nears storage.map_bytes; such a leader refuses writes."
+)
 NODE_DISK_FREE = _gauge("raftcache_node_disk_free_bytes", "Free space where the data directory is.")
 NODE_WAL_BYTES = _gauge("raftcache_wal_bytes", "Log on disk, of all shards.")
 

@@ -28,6 +28,8 @@ class ShardSample:
     follower_lag_entries: int = 0
     records: int = 0
     state_bytes: int = 0
+    full: bool = False
+    """Its state nears the most that it can take."""
 
 
 @dataclass(slots=True)

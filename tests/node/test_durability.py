@@ -1,19 +1,31 @@
 """What becomes durable, when, and what a slow or a full disk does to it."""
 
 import contextlib
+import itertools
+from collections.abc import Iterator
 
 import pytest
 
 from raftcache.errors import OutcomeUnknown, StorageFull
 from raftcache.ids import Index, NodeId, ShardId, Term
-from raftcache.kv.operations import GetResult, WriteResult
+from raftcache.kv.operations import (
+    Delete,
+    GetResult,
+    Increment,
+    OpenSession,
+    SessionResult,
+    SessionStamp,
+    WriteResult,
+)
+from raftcache.kv.slots import slot_of
 from raftcache.node.group_commit import READIES_HELD_MAX
 from raftcache.node.settings import MS
 from raftcache.raft.core import Raft
 from raftcache.raft.messages import AppendReply, Ready, VoteReply
 from raftcache.storage.simulated_disk import SimulatedCrash
+from raftcache.storage.state import StateStore
 from raftcache.storage.wal import ReplicaWrite, Wal
-from tests.node.nodes import SHARD, Asked, Node, Nodes, at_end_nothing_in_flight
+from tests.node.nodes import SHARD, Asked, Node, Nodes, administer, at_end_nothing_in_flight
 
 
 def others(nodes: Nodes, node: Node) -> list[Node]:
@@ -353,6 +365,47 @@ def test_failed_sync_ends_the_process_and_the_others_go_on() -> None:
     leader.start()
     nodes.until(nodes.level, "the node to be level again")
     assert nodes.get(new, b"before").result.entry is not None  # type: ignore[attr-defined]
+
+
+def test_state_near_its_limit_refuses_what_adds_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shard keeps its leader, reads and deletes go on, the other shards take everything; it resumes with room."""
+    taken = {SHARD: 0}
+    nodes = Nodes(3, shards=2)
+    leader = nodes.lead()
+    nodes.make_leader(leader, ShardId(2))
+    mine, other = (next(k for k in keys() if leader.engine.owner(slot_of(k)) == s) for s in (SHARD, ShardId(2)))
+    stores = {replica.state: replica.shard for node in nodes for replica in node.engine.replicas.values()}
+    monkeypatch.setattr(StateStore, "space", lambda self: (taken.get(stores[self], 0), 1000))
+    nodes.put(leader, mine)
+    session = nodes.ask(leader, OpenSession(), shard=SHARD).result
+    taken[SHARD] = 900
+    nodes.tick(10)
+    for node in nodes:
+        refused = nodes.put(node, mine).result
+        assert isinstance(refused, StorageFull)
+        assert "storage.map_bytes" in refused.message
+        assert isinstance(nodes.ask(node, Increment(b"{%s}n" % mine)).result, StorageFull)
+        assert isinstance(nodes.get(node, mine).result, GetResult)
+        assert isinstance(nodes.put(node, other).result, WriteResult)
+        assert "state_full" in node.observer.names()
+    assert isinstance(session, SessionResult)
+    stamp = SessionStamp(session.session, 1, 1)
+    assert isinstance(nodes.ask(leader, Delete(mine), stamp=stamp).result, WriteResult)
+    assert leader.leads()
+    assert leader.engine.wants_to_lead
+    (problem,) = [p for p in administer(nodes, leader.host.administration.cluster()).problems if "refuses" in p]  # type: ignore[union-attr]
+    assert "storage.map_bytes" in problem
+    taken[SHARD] = 860
+    nodes.tick(10)
+    assert isinstance(nodes.put(leader, mine).result, StorageFull), "what is at the edge does not flicker"
+    taken[SHARD] = 800
+    nodes.tick(10)
+    assert isinstance(nodes.put(leader, mine).result, WriteResult)
+    assert [800, 800, 800] == [node.replica().state_bytes for node in nodes]
+
+
+def keys() -> Iterator[bytes]:
+    return (b"k%d" % number for number in itertools.count())
 
 
 def test_disk_below_its_floor_lets_the_directory_through() -> None:

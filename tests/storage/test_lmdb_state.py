@@ -10,7 +10,10 @@ import crc32c
 import pytest
 
 from raftcache.errors import StorageFull, Unavailable, UnsupportedVersion
-from raftcache.ids import Index
+from raftcache.ids import Index, Term
+from raftcache.kv.codec import encode_batch
+from raftcache.kv.operations import Command, Delete
+from raftcache.kv.slots import slot_of
 from raftcache.storage.background import Job
 from raftcache.storage.checkpoint_file import LOGICAL_FORMAT, STREAM_LENGTH
 from raftcache.storage.disk import OsDisk
@@ -108,6 +111,26 @@ def test_full_map_loses_the_state_and_a_larger_one_rebuilds_it(home: Home) -> No
     assert replica.reopen() == FIRST.index
     assert replica.machine.applied_index == max(replica.log)
     replica.verify()
+    replica.store.discard_live()
+
+
+def test_deleted_records_make_room_at_once(home: Home) -> None:
+    """What a state takes is what its records take: a page that holds nothing any more is counted as free."""
+    replica = Replica(home)
+    replica.store = home.store(1, lmdb=LmdbConfig(map_bytes=16 << 20))
+    assert (0, 0) == replica.store.space(), "not open"
+    replica.bootstrap()
+    empty, limit = replica.store.space()
+    assert 16 << 20 == limit
+    keys = [b"key%d" % number for number in range(500)]
+    replica.put_many(dict.fromkeys(keys, bytes(4_000)))
+    full, _ = replica.store.space()
+    assert full > empty + 500 * 4_000
+    for key in keys:
+        index = Index(replica.machine.applied_index + 1)
+        replica.machine.apply(index, Term(1), encode_batch([Command(Delete(key), slot_of(key))], proposed_ms=1))
+    left, _ = replica.store.space()
+    assert left < empty + 100_000
     replica.store.discard_live()
 
 

@@ -39,7 +39,7 @@ def registered(node: Node, *, shard_metrics_max: int = 100) -> CollectorRegistry
 
 
 NODE = NodeSample(
-    shards=[shard(0, "leader", leader_changes=2), shard(1, "follower"), shard(2, "stopped")],
+    shards=[shard(0, "leader", leader_changes=2), shard(1, "follower", full=True, state_bytes=77), shard(2, "stopped")],
     peers=[PeerSample("77", connected=True, queue_bytes=5)],
     disk_free_bytes=1000,
     forwarded=4,
@@ -74,6 +74,8 @@ def test_a_sample_becomes_series() -> None:
     assert 0 == value("raftcache_raft_has_leader", {"shard": "2"})
     assert 19 == value("raftcache_raft_applied_index", {"shard": "1"})
     assert 2 == value("raftcache_raft_leader_changes_total", {"shard": "0"})
+    assert 77 == value("raftcache_state_bytes", {"shard": "1"})
+    assert 1 == value("raftcache_node_replicas_full")
     assert 5 == value("raftcache_peer_send_queue_bytes", {"peer": "77"})
     assert (1, 1, 1) == (
         value("raftcache_node_leaders"),
