@@ -1,13 +1,12 @@
 """What the client's tests share: one real cluster for all of them, and both clients behind one face."""
 
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raftcache.client import AsyncClient, Client
-from tests.client.cluster import Cluster
+from tests.support.cluster import Cluster, running
 
 SHARDS = 4
 PATIENCE_SECONDS = 60.0
@@ -17,13 +16,8 @@ PATIENCE_SECONDS = 60.0
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three node processes with four shards. A test that kills a node starts it again."""
-    directory: Path = tmp_path_factory.mktemp("cluster")
-    found = Cluster(directory, SHARDS)
-    try:
-        found.start()
+    with running(tmp_path_factory.mktemp("cluster"), shards=SHARDS) as found:
         yield found
-    finally:
-        found.stop()
 
 
 @pytest.fixture

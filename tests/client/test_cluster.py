@@ -11,8 +11,8 @@ import pytest
 from raftcache import ops, when
 from raftcache.client import AmbiguousResult, AsyncClient, Client, ClientClosed, ConditionFailed, DeadlineExceeded
 from raftcache.errors import CrossSlot, InvalidRequest, KeyTooLong, ValueTooLarge
-from tests.client.cluster import Cluster
 from tests.client.conftest import PATIENCE_SECONDS, SHARDS
+from tests.support.cluster import Cluster
 
 
 @pytest.fixture
@@ -155,23 +155,23 @@ async def test_the_cluster_tells_its_layout(rc: Any, cluster: Cluster) -> None:
     shard_map = await rc.shard_map()
     assert SHARDS == len(shard_map.shards)
     assert 16384 == sum(hi - lo for shard in shard_map.shards for lo, hi in shard.ranges)
-    assert set(cluster.endpoints) == {node.address for node in shard_map.nodes}
+    assert set(cluster.endpoints.split(",")) == {node.address for node in shard_map.nodes}
     pong = await rc.ping()
     assert pong.node in {node.node for node in shard_map.nodes}
     assert shard_map.cluster == pong.cluster
-    assert pong.address in cluster.endpoints
+    assert pong.address in cluster.endpoints.split(",")
     assert pong.seconds > 0
 
 
 @pytest.mark.parametrize("sessions", [False, True])
 def test_a_client_may_go_through_one_endpoint(cluster: Cluster, name: str, sessions: bool) -> None:
     """A load balancer's address is enough, with and without sessions."""
-    with Client(cluster.endpoints[:1], routing="gateway", sessions=sessions, timeout=PATIENCE_SECONDS) as rc:
+    with Client(cluster.nodes[0].address, routing="gateway", sessions=sessions, timeout=PATIENCE_SECONDS) as rc:
         keys = [f"{name}{i}" for i in range(50)]
         assert [1] * 50 == rc.batch([ops.incr(key) for key in keys])
         assert all(2 == rc.incr(key) for key in keys[:8])
         assert 50 == rc.count(prefix=name)
-        assert set(cluster.endpoints[:1]) == set(rc._driver._channels)
+        assert {cluster.nodes[0].address} == set(rc._driver._channels)
 
 
 def test_threads_share_a_client(client: Client, name: str) -> None:

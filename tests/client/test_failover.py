@@ -4,9 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,9 +13,10 @@ import pytest
 from raftcache import ops
 from raftcache.client import AmbiguousResult, AsyncClient, Client
 from raftcache.errors import RaftCacheError, Unavailable
-from tests.client.cluster import TOP, Cluster, Node
 from tests.client.conftest import PATIENCE_SECONDS
+from tests.support.cluster import Cluster, Node, wait_until
 
+TOP = Path(__file__).parents[2]
 WORKERS = 4
 
 
@@ -82,13 +81,15 @@ class Storm:
 
     def leader(self) -> Node:
         with Client(self.cluster.endpoints, timeout=PATIENCE_SECONDS) as rc:
-            wait_until(lambda: bool(rc.shard_map().shard_of(self.threads.key).leader))
-            return self.cluster.node_at(rc.shard_map().shard_of(self.threads.key).leader)
+            wait_until(lambda: bool(rc.shard_map().shard_of(self.threads.key).leader), "a leader")
+            address = rc.shard_map().shard_of(self.threads.key).leader
+            return next(node for node in self.cluster.nodes if node.address == address)
 
     def wait_for_work(self) -> None:
         """Until each has counted some more; the pipeline ends with its node."""
         then = [tally.done for tally in self.tallies]
-        wait_until(lambda: all(tally.done > before + 20 for tally, before in zip(self.tallies[:3], then, strict=False)))
+        pairs = list(zip(self.tallies[:3], then, strict=False))
+        wait_until(lambda: all(tally.done > before + 20 for tally, before in pairs), "more increments of each kind")
 
     def count_in_thread(self, rc: Client) -> None:
         while not self.stopping:
@@ -144,13 +145,6 @@ class Storm:
                 assert error.definite, error
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < give_up, "waited for too long"
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def storm(cluster: Cluster) -> Storm:
     """After the storm: the leader was killed under load, and is back."""
@@ -158,11 +152,7 @@ def storm(cluster: Cluster) -> Storm:
     try:
         found.run()
     finally:
-        for node in cluster.nodes:
-            if not node.running:
-                node.start()
-                node.wait_until_ready()
-    cluster.wait_for_leaders()
+        cluster.restart(*(node for node in cluster.nodes if not node.running))
     return found
 
 
@@ -205,7 +195,7 @@ def name() -> str:
 
 def test_a_program_may_fork(cluster: Cluster, name: str) -> None:
     """With a client of its own in use before, and in children and grandchildren; both clients."""
-    program = [sys.executable, "-m", "tests.client.fork_main", ",".join(cluster.endpoints), name]
+    program = [sys.executable, "-m", "tests.client.fork_main", cluster.endpoints, name]
     run = subprocess.run(program, cwd=TOP, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS)
     assert 0 == run.returncode, run.stdout + run.stderr
     assert ["5", "10", "15", "20", "21", "22", "27", "28", "29"] == run.stdout.split()
@@ -216,7 +206,7 @@ def test_the_examples_run(cluster: Cluster, program: str) -> None:
     """What people copy works."""
     path = Path("examples") / "python" / program
     run = subprocess.run(
-        [sys.executable, str(path), ",".join(cluster.endpoints)],
+        [sys.executable, str(path), cluster.endpoints],
         cwd=TOP,
         capture_output=True,
         text=True,

@@ -9,8 +9,8 @@ import pytest
 from raftcache import ops, when
 from raftcache.client import AmbiguousResult, AsyncClient, Client, ClientClosed, ConditionFailed
 from raftcache.errors import Unavailable
-from tests.client.cluster import Cluster
 from tests.client.conftest import PATIENCE_SECONDS
+from tests.support.cluster import Cluster
 
 
 @pytest.fixture
