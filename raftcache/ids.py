@@ -32,3 +32,7 @@ Revision = NewType("Revision", int)
 
 CATALOG_SHARD = ShardId(0)
 NO_REPLICA = ReplicaId(0)
+
+SHARDS_MAX = 1024
+"""Of a cluster, without the catalog: the catalog's directory is one value, and each replica on a node has an LMDB
+environment open."""

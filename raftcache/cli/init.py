@@ -8,6 +8,7 @@ import click
 from raftcache.cli.exits import Exit, Failure
 from raftcache.cli.options import Target, patient, target_options
 from raftcache.cli.output import JSON, output_option, write_json
+from raftcache.ids import SHARDS_MAX
 
 if TYPE_CHECKING:
     from raftcache.cli.admin import AdminClient
@@ -22,7 +23,7 @@ SHARDS = 8
 @click.argument("addresses", metavar="[PEER_ADDRESS]...", nargs=-1)
 @click.option("--peers", metavar="HOST:PORT,...", help="The peer addresses of all first nodes, as those are started.")
 @click.option(
-    "--shards", type=click.IntRange(1, 4096), default=SHARDS, show_default=True, help="Slices of the key space."
+    "--shards", type=click.IntRange(1, SHARDS_MAX), default=SHARDS, show_default=True, help="Slices of the key space."
 )
 @target_options
 @output_option

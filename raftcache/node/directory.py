@@ -18,13 +18,11 @@ from itertools import pairwise
 from typing import Any
 
 from raftcache.errors import InvalidRequest, PreconditionFailed, UnsupportedVersion
-from raftcache.ids import ClusterId, NodeId, ReplicaId, ShardId, Slot
+from raftcache.ids import SHARDS_MAX, ClusterId, NodeId, ReplicaId, ShardId, Slot
 from raftcache.kv.slots import SLOT_COUNT
 
 DIRECTORY_KEY = b"directory"
 FORMAT = 1
-SHARDS_MAX = 1024
-"""Bound by the directory's size (one value) and by one open LMDB environment per replica on a node."""
 VOTERS_MAX = 7
 """More voters add latency and no safety that an operator can use; etcd advises at most 7."""
 CATALOG_VOTERS = 3

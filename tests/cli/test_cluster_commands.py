@@ -18,6 +18,8 @@ from raftcache.errors import (
     Unauthenticated,
     Unavailable,
 )
+from raftcache.ids import SHARDS_MAX, ClusterId, NodeId
+from raftcache.node.directory import DirectoryNode, first_directory
 from tests.cli.conftest import Run
 from tests.cli.fake_admin import CLUSTER, A, B, C, FakeAdmin, small_cluster
 
@@ -190,6 +192,18 @@ def test_init_asks_one_node_with_all_peers(run: Run, admin: FakeAdmin) -> None:
         result = run("init", "--endpoint", admin.address, "--shards", "4", *arguments)
         assert (Exit.OK, True) == (result.exit_code, str(CLUSTER) in result.stdout)
     assert [admin_pb2.InitRequest(peer_addresses=peers, shards=4)] * 2 == admin.changes
+
+
+def test_init_takes_as_many_shards_as_a_directory_does(run: Run, admin: FakeAdmin) -> None:
+    """The number that the nodes would refuse is refused before they are asked, with the numbers that are possible."""
+    admin.cluster_error = Unavailable("this node does not belong to a cluster yet: run `raftcache init`")
+    refused = run("init", "--endpoint", admin.address, "--peers", "a:1", "--shards", str(SHARDS_MAX + 1))
+    assert Exit.USAGE == refused.exit_code
+    assert f"{SHARDS_MAX + 1} is not in the range 1<=x<={SHARDS_MAX}" in refused.stderr
+    assert [] == admin.changes
+    assert Exit.OK == run("init", "--endpoint", admin.address, "--peers", "a:1", "--shards", str(SHARDS_MAX)).exit_code
+    member = DirectoryNode(NodeId(A), "a", "a:1", "", "")
+    assert SHARDS_MAX + 1 == len(first_directory(ClusterId(CLUSTER), [member], SHARDS_MAX).shards), "and the catalog"
 
 
 def test_init_of_a_cluster_that_is_there_changes_nothing(run: Run, admin: FakeAdmin) -> None:
