@@ -8,7 +8,9 @@ Rules of this file:
 - the one future per call lives and dies here. All calls of one loop turn are handed over in one list for each service;
 - methods are found by a generic handler, with raw bytes both ways. No interceptors, and no methods registered with the
   core: each would cost every call something (for registered ones, a task that is waited on beside all the others);
-- streams are async generators: interceptors that wrap the server from outside break the other style.
+- streams are async generators: interceptors that wrap the server from outside break the other style;
+- a bug above us must not leave callers waiting: who is not answered gets INTERNAL, which promises nothing, and `on_bug` is
+  told.
 
 Limits: calls in flight, streams per connection, connections and message size. grpcio refuses the last three by itself, without
 our details: a message beyond `message_bytes_max` is RESOURCE_EXHAUSTED, a connection beyond `connections_max` is closed.
@@ -40,7 +42,7 @@ from raftcache.edge.front import (
     StreamService,
     UnaryService,
 )
-from raftcache.errors import ConfigError, Overloaded, Unavailable
+from raftcache.errors import ConfigError, Overloaded, RaftCacheError, Unavailable
 
 DETAILS_TRAILER = "grpc-status-details-bin"
 
@@ -54,6 +56,8 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 PING_INTERVAL_MIN_MS = 5_000
 """How often clients may ping: they need 20 to 30 s through NAT and load balancers, and grpcio's default, 5 min, would
 cut them off as abusive."""
+
+_BUG = "a bug in this node, which its log tells of; the request may have been carried out or not"
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -123,9 +127,12 @@ class GrpcFront:
         config: GrpcFrontConfig,
         clock: Clock,
         on_answered: Callable[[str, str, int], None] = lambda method, code, took_ns: None,
+        on_bug: Callable[[Exception], None] = lambda error: None,
     ) -> None:
-        """`on_answered` is told of every unary call: its method without the service, the gRPC code, nanoseconds."""
+        """`on_answered` is told of every unary call: its method without the service, the gRPC code, nanoseconds. `on_bug`
+        gets what a handler raised, which it must not."""
         self._on_answered = on_answered
+        self._on_bug = on_bug
         self._handlers = handlers
         self._config = config
         self._clock = clock
@@ -221,7 +228,13 @@ class GrpcFront:
     def _flush(self) -> None:
         calls, self._calls = self._calls, {}
         for service, batch in calls.items():
-            self._submits[service](batch)
+            try:
+                self._submits[service](batch)
+            except Exception as error:  # noqa: BLE001 - the supervisor of handlers: one call's bug leaves no caller waiting
+                self._on_bug(error)
+                # Some of them may be on their way: those are answered twice, and the first answer counts.
+                refusal = self._handlers.refusal(RaftCacheError(_BUG))
+                self.deliver([(call, refusal) for call in batch])
 
     def _method_handlers(self) -> dict[str, _MethodHandler]:
         handlers: dict[str, _MethodHandler] = {}
@@ -303,7 +316,7 @@ class GrpcFront:
                 await self._refuse(context, self._overloaded())
             if self._stopping:
                 await self._refuse(context, self._handlers.refusal(Unavailable("this node is stopping")))
-            stream = _GrpcioStream()
+            stream = _GrpcioStream(self._on_bug)
             stream.open(service.open(self._call(method, b"", context), stream))
             self._streams.add(stream)
             self._in_flight += 1
@@ -330,7 +343,8 @@ class GrpcFront:
 class _GrpcioStream:
     """One stream between grpcio's coroutines and the handlers. Is the `StreamSink` of its `Stream`."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_bug: Callable[[Exception], None]) -> None:
+        self._on_bug = on_bug
         self._handler: Stream | None = None
         self._outgoing: deque[bytes] = deque()
         self._wake_writer = asyncio.Event()
@@ -379,10 +393,15 @@ class _GrpcioStream:
                 while not handler.reading and not self._finished:
                     self._wake_reader.clear()
                     await self._wake_reader.wait()
+            handler.half_close()
         except (grpc.aio.AbortError, grpc.aio.UsageError):
             # The call ended while a read was under way; its own coroutine knows how.
             return
-        handler.half_close()
+        except Exception as error:  # noqa: BLE001 - the supervisor of handlers: one stream's bug leaves no caller waiting
+            self._on_bug(error)
+            handler.cancel()
+            # Without details: with them, the status would say that what is not answered had no effect.
+            self.finish(Refusal(grpc.StatusCode.INTERNAL.value[0], _BUG))
 
     async def has_outgoing(self) -> bool:
         """Waits for a message to send; false when the stream is finished and all are sent."""

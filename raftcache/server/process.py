@@ -20,6 +20,7 @@ import secrets
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -321,7 +322,7 @@ class NodeProcess:
             stall_ns=config.raft.tick_ms * NS_PER_MS,
             on_stall=lambda lag_ns: observer.event("loop_stalled", seconds=lag_ns / NS_PER_SECOND),
         )
-        front = self._front(host, metrics, tracer)
+        front = self._front(host, metrics, tracer, observer)
         try:
             host.open()
             # What recovery built lives as long as the process: no collection needs to look at it again.
@@ -381,7 +382,7 @@ class NodeProcess:
                 await asyncio.sleep(DRAIN_POLL_SECONDS)
         await front.stop(FRONT_GRACE_SECONDS)
 
-    def _front(self, host: Host, metrics: Metrics, tracer: Tracer) -> GrpcFront:
+    def _front(self, host: Host, metrics: Metrics, tracer: Tracer, observer: TelemetryObserver) -> GrpcFront:
         config = self._config
         limits, tls = config.limits, config.tls
         nowhere = Directory(NO_CLUSTER, 0)
@@ -418,6 +419,7 @@ class NodeProcess:
             ),
             self._clock,
             on_answered=metrics.rpc,
+            on_bug=lambda error: observer.event("request_failed", reason=_told(error)),
         )
 
     def _checks(self, host: Host) -> list[admin_http.Check]:
@@ -462,6 +464,13 @@ class NodeProcess:
 def _alive() -> None:
     # From the loop, so that a stalled one is found by the supervisor.
     systemd.notify(systemd.ALIVE)
+
+
+def _told(error: Exception) -> str:
+    """What was raised, and where."""
+    found = traceback.extract_tb(error.__traceback__)
+    place = f" at {found[-1].filename}:{found[-1].lineno}" if found else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def _joined(address: tuple[str, int]) -> str:

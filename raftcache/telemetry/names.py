@@ -49,6 +49,7 @@ EVENTS: Mapping[str, tuple[Level, str]] = {
     "leader_changed": (Level.INFO, "A shard has a new leader, or none."),
     "membership_changed": (Level.INFO, "A configuration of a group was committed."),
     "stranger_refused": (Level.WARNING, "A message came for or from a replica that is not a member here."),
+    "request_failed": (Level.ERROR, "A request met a bug of ours; its caller got INTERNAL, others may have, too."),
     "replies_lost": (Level.ERROR, "Replies could not be handed to their front, a bug of ours; the callers time out."),
     # Checkpoints and snapshots.
     "checkpoint_taken": (Level.DEBUG, "A verified checkpoint is durable; log below it may go."),

@@ -9,12 +9,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from raftcache.admin.v1 import admin_pb2, admin_pb2_grpc
-from raftcache.edge.front import Handlers
+from raftcache.edge.front import Call, Handlers
 from raftcache.edge.grpcio_front import DETAILS_TRAILER, LIVENESS, READINESS, GrpcFront
 from raftcache.errors import ConfigError, OutcomeUnknown, PreconditionFailed
 from raftcache.gateway.errors import refusal_of
 from raftcache.gateway.handlers import handlers_of
-from raftcache.v1 import kv_pb2, shard_map_pb2
+from raftcache.gateway.pipeline import Pipeline
+from raftcache.v1 import kv_pb2, kv_pb2_grpc, shard_map_pb2
 from tests.edge.conftest import SETTINGS, Bench, front_config
 from tests.gateway.memory_node import CLUSTER, MemoryAdministration, MemoryNode
 from tests.gateway.test_errors import details_of
@@ -289,6 +290,58 @@ async def test_a_client_that_reads_nothing_stops_the_stream_and_may_hang_up(benc
     call.cancel()
     await until(lambda: bench.front.in_flight == 0)
     assert "read /raftcache.v1.KvService/Pipeline" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
+async def test_a_bug_leaves_no_caller_waiting() -> None:
+    """What a handler raises is told to who keeps the log; the callers of that turn get INTERNAL, and others are served."""
+    node, bugs = MemoryNode(), []
+    handlers = handlers_of(node.gateway(SETTINGS), MemoryAdministration())
+    front = GrpcFront(handlers, front_config(), node.clock, on_bug=bugs.append)
+    submit = next(iter(front._submits))
+    proper = front._submits[submit]
+
+    def broken(calls: list[Call]) -> None:
+        proper(calls[:1])
+        raise KeyError("a bug")
+
+    front._submits[submit] = broken
+    await front.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{front.port}") as channel, asyncio.timeout(10):
+        kv: kv_pb2_grpc.KvServiceAsyncStub = kv_pb2_grpc.KvServiceStub(channel)
+        calls = [kv.Put(kv_pb2.PutRequest(key=b"k%d" % number, value=b"1")) for number in range(20)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        failed = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
+        assert failed
+        assert {(grpc.StatusCode.INTERNAL, "INTERNAL")} == {(error.code(), reason_of(error)) for error in failed}
+        assert {"KeyError"} == {type(error).__name__ for error in bugs}
+        assert 0 == front.in_flight
+        front._submits[submit] = proper
+        assert (await kv.Put(kv_pb2.PutRequest(key=b"k", value=b"1"))).succeeded
+    await front.stop(0.2)
+
+
+@pytest.mark.parametrize("where", ["receive", "half_close"])
+async def test_a_bug_ends_its_stream(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without details, so that nobody takes what was not answered for not done."""
+    node, bugs = MemoryNode(), []
+
+    def broken(self: Pipeline, *_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Pipeline, where, broken)
+    front = GrpcFront(
+        handlers_of(node.gateway(SETTINGS), MemoryAdministration()), front_config(), node.clock, on_bug=bugs.append
+    )
+    await front.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{front.port}") as channel, asyncio.timeout(10):
+        kv: kv_pb2_grpc.KvServiceAsyncStub = kv_pb2_grpc.KvServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in kv.Pipeline(iter(batches(1))):
+                pass
+        assert (grpc.StatusCode.INTERNAL, "") == (caught.value.code(), reason_of(caught.value))
+        assert ["KeyError"] == [type(error).__name__ for error in bugs]
+        await until(lambda: front.in_flight == 0)
+    await front.stop(0.2)
 
 
 async def test_a_stream_that_sends_nonsense_ends_with_details(bench: Bench) -> None:
