@@ -12,8 +12,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from faults.disks import VOLUMES
 from faults.network import Network
-from faults.processes import POLL_SECONDS, Node, OrderFailed, wait_until
+from faults.processes import POLL_SECONDS, Node
 from raftcache.admin.v1 import admin_pb2, admin_pb2_grpc
 
 ADMIN_SECONDS = 10.0
@@ -42,17 +43,22 @@ class Cluster:
         nodes: int,
         shards: int,
         settings: Mapping[str, object],
+        volume: str = "",
         bug: str = "",
     ) -> None:
         self.root = root
         self.shards = shards
         """Apart from the catalog, which is shard 0."""
         self.settings = dict(settings)
+        self.volume = volume
+        """Where the nodes' data lie: "" is a directory (`disks.VOLUMES`)."""
         self.bug = bug
         self.network = Network(dice, tasks)
         self.nodes: list[Node] = []
         """The members; those that have left are not among them."""
-        self.first_count = nodes
+        self.left: list[Node] = []
+        """Those that have left."""
+        self._first_count = nodes
         self._numbers = 0
         self._channels: dict[str, grpc.aio.Channel] = {}
 
@@ -62,6 +68,8 @@ class Cluster:
         """A node on an empty directory, not started, with links from and to all others."""
         self._numbers += 1
         node = Node(f"n{self._numbers}", self.root / f"n{self._numbers}", self.settings, bug=self.bug)
+        if self.volume:
+            node.volume = VOLUMES[self.volume](node.directory)
         await self.network.add_node(node.name, client_port=node.client_port, peer_port=node.peer_port)
         self.nodes.append(node)
         for each in self.nodes:
@@ -72,6 +80,8 @@ class Cluster:
 
     async def start(self) -> None:
         """All nodes up, one cluster, a leader in every shard."""
+        for _ in range(self._first_count):
+            await self.add_node()
         for node in self.nodes:
             await node.start(wait=False)
         for node in self.nodes:
@@ -91,6 +101,7 @@ class Cluster:
     async def forget(self, node: Node) -> None:
         """The node has left and its process ends."""
         self.nodes.remove(node)
+        self.left.append(node)
         node.close()
         await self.network.remove_node(node.name)
         channel = self._channels.pop(node.name, None)
@@ -224,6 +235,3 @@ class Cluster:
     async def remove(self, node_id: int) -> None:
         """Forgets a node that holds nothing any more."""
         await self.ask("RemoveNode", admin_pb2.RemoveNodeRequest(node=node_id), f"the removal of node {node_id}")
-
-
-__all__ = ["Cluster", "ClusterUnavailable", "OrderFailed", "wait_until"]

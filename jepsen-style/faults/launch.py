@@ -65,9 +65,7 @@ class Handles:
 
         make, request = PeerNetwork.__init__, PeerNetwork.request_address
 
-        def __init__(
-            network: PeerNetwork, *args: Any, address_of: Callable[[Any], Address | None], **rest: Any
-        ) -> None:
+        def made(network: PeerNetwork, *args: Any, address_of: Callable[[Any], Address | None], **rest: Any) -> None:
             make(network, *args, address_of=lambda node: self.route(address_of(node)), **rest)
 
         def request_address(network: PeerNetwork, address: Address, *args: Any, **rest: Any) -> None:

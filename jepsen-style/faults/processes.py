@@ -53,14 +53,21 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-async def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
-    """Polls. Raises: `TimeoutError` that says what was waited for."""
+async def came_true(condition: Callable[[], bool], seconds: float) -> bool:
+    """Polls; whether it came true in this time."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + seconds
     while not condition():
         if loop.time() > give_up:
-            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+            return False
         await asyncio.sleep(POLL_SECONDS)
+    return True
+
+
+async def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
+    """Polls. Raises: `TimeoutError` that says what was waited for."""
+    if not await came_true(condition, seconds):
+        raise TimeoutError(f"waited {seconds:.0f} s for {what}")
 
 
 class Node:
@@ -76,6 +83,8 @@ class Node:
         self.process: subprocess.Popen[bytes] | None = None
         self.paused = False
         self.starts = 0
+        self.exits: list[int] = []
+        """The status of every process that ended, in order; -9: killed."""
         self.routes: dict[str, str] = {}
         """What it dials in the place of the others' peer addresses."""
         self._control: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -109,6 +118,11 @@ class Node:
         """Running, and not paused."""
         return self.running and not self.paused
 
+    @property
+    def listening(self) -> bool:
+        """Up, and done with its start."""
+        return self.up and self._ready_file.exists()
+
     # --- Life ---------------------------------------------------------------------------------------------------------
 
     async def start(self, *, arm: Mapping[str, int] | None = None, wait: bool = True) -> None:
@@ -118,6 +132,8 @@ class Node:
         """
         if self.running:
             return
+        if self.exit_status is not None:
+            self.exits.append(self.exit_status)
         self._ready_file.unlink(missing_ok=True)
         settings = {
             "node.name": self.name,

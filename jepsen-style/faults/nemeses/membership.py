@@ -1,0 +1,110 @@
+"""Nodes that come and go while clients write, and leaderships that do not stay."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+
+from faults.failpoints import MEMBERSHIP_POINTS
+from faults.nemeses.nemesis import nemesis
+from faults.nemeses.nodes import start
+from faults.scene import Scene
+from raftcache.admin.v1 import admin_pb2
+
+
+@nemesis("grow-shrink", hold=(0.5, 3.0), chaos=False)
+async def grow_shrink(scene: Scene) -> AsyncIterator[str]:
+    """A node joins and gets a voter in every shard; later one of all nodes, perhaps a leader, loses its and leaves."""
+    cluster = scene.cluster
+    added = await cluster.add_node()
+    await added.start()
+    new_id = await cluster.join(added)
+    for shard in range(cluster.shards + 1):
+        await cluster.change(shard, "ADD", new_id)
+        scene.counts["membership changes"] += 1
+    try:
+        yield f"{added.name} joined"
+    finally:
+        leaving = scene.dice.choice(scene.nodes)
+        node_id = (await cluster.ids())[leaving.name]
+        for shard in range(cluster.shards + 1):
+            await cluster.change(shard, "REMOVE", node_id)
+            scene.counts["membership changes"] += 1
+        await cluster.remove(node_id)
+        await cluster.forget(leaving)
+
+
+@nemesis("wipe-replace", hold=(0.5, 2.0), chaos=False)
+async def wipe_replace(scene: Scene) -> AsyncIterator[str]:
+    """A node dies with its disk; a new one takes its places."""
+    cluster = scene.cluster
+    victim = scene.dice.choice(scene.nodes)
+    old_id = (await cluster.ids())[victim.name]
+    scene.counts["kills"] += victim.kill()
+    victim.wipe()
+    scene.counts["lost disks"] += 1
+    replacement = await cluster.add_node()
+    try:
+        yield f"{victim.name} by {replacement.name}"
+    finally:
+        await replacement.start()
+        new_id = await cluster.join(replacement)
+        for shard in range(cluster.shards + 1):
+            await cluster.change(shard, "MOVE", old_id, new_id)
+            scene.counts["membership changes"] += 1
+        await cluster.remove(old_id)
+        await cluster.forget(victim)
+
+
+@nemesis("membership-kills", hold=(0.5, 2.0), chaos=False)
+async def membership_kills(scene: Scene) -> AsyncIterator[str]:
+    """As grow-shrink, and all the while nodes are killed, some of them while they apply a configuration."""
+
+    async def kill_on() -> None:
+        while True:
+            await asyncio.sleep(scene.between(1.0, 4.0))
+            victim = scene.dice.choice(scene.nodes)
+            if not victim.listening:
+                continue
+            if scene.dice.random() < 0.5:
+                await victim.try_order("arm", point=scene.dice.choice(MEMBERSHIP_POINTS), passes=0)
+                await asyncio.sleep(scene.between(0.5, 2.0))
+            scene.counts["kills"] += victim.kill()
+            await asyncio.sleep(scene.between(0.2, 1.5))
+            if victim in scene.nodes:
+                await start([victim])
+
+    async with asyncio.TaskGroup() as tasks:
+        killer = tasks.create_task(kill_on(), name="killer")
+        try:
+            async for said in grow_shrink(scene):
+                yield said
+        finally:
+            killer.cancel()
+    await start(scene.nodes)
+
+
+@nemesis("transfer-storm")
+async def transfer_storm(scene: Scene) -> AsyncIterator[str]:
+    """Leaderships are handed over several times a second."""
+    cluster = scene.cluster
+
+    async def storm() -> None:
+        while True:
+            node = scene.dice.choice(scene.nodes)
+            shard = scene.dice.randint(0, cluster.shards)
+            if node.up:
+                try:
+                    request = admin_pb2.TransferLeaderRequest(shard=shard)
+                    await cluster.admin(node).TransferLeader(request, timeout=2.0)
+                    scene.counts["transfers"] += 1
+                except grpc.RpcError:
+                    pass
+            await asyncio.sleep(scene.between(0.02, 0.3))
+
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(storm(), name="transfer storm")
+        try:
+            yield "all shards"
+        finally:
+            running.cancel()
