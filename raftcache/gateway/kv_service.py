@@ -20,6 +20,7 @@ from raftcache.gateway.encode import encode_reply, failure_of
 from raftcache.gateway.errors import refusal_of
 from raftcache.gateway.gateway import Gateway, parse
 from raftcache.gateway.pipeline import Pipeline
+from raftcache.gateway.puts import PutBatch, plain_puts
 from raftcache.gateway.scan import ScanCall, client_shard
 from raftcache.ids import NodeId, ShardId
 from raftcache.kv.limits import check_operation, check_stamp
@@ -146,6 +147,10 @@ class _Attachment:
         deadline_ns = gateway.deadline_of(call.deadline_ns, now_ns)
         request = parse(kv_pb2.BatchRequest.FromString, call.message)
         gateway.check_count(len(request.operations))
+        puts = plain_puts(gateway, call, request)
+        if puts is not None:
+            PutBatch(gateway, puts, deadline_ns, lambda answer: self._answer(call, answer)).begin()
+            return
         batch = Batch(kv_pb2.BatchResponse(), len(request.operations), len(call.message))
 
         def on_complete(_: list[Batch]) -> None:

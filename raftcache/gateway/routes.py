@@ -4,7 +4,7 @@ The node implements `Routes` from its directory and from what its replicas know 
 old: the truth is in each shard's own state machine and log, and a wrong route ends in a definite error.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -60,6 +60,10 @@ class Routes(Protocol):
 
     def table(self) -> RoutingTable: ...
 
+    def slot_owners(self) -> Sequence[ShardId]:
+        """The owner of each of the 16384 slots; -1 where nobody owns it. As old as the directory that it is from. Cheap."""
+        ...
+
     def hint(self, shard: ShardId) -> Hint | None:
         """For the header of each reply: None where this node leads `shard`, or no leader is known. Cheap."""
         ...
@@ -71,10 +75,12 @@ class DirectoryRoutes:
     def __init__(
         self,
         directory: Callable[[], Directory],
+        slot_owners: Callable[[], Sequence[ShardId]],
         leader_node: Callable[[ShardId], NodeId | None],
         this_node: NodeId,
     ) -> None:
         self._directory = directory
+        self._slot_owners = slot_owners
         self._leader_node = leader_node
         self._this_node = this_node
 
@@ -95,6 +101,10 @@ class DirectoryRoutes:
             NodeRoute(node.node, node.name, node.client_address) for _, node in sorted(directory.nodes.items())
         )
         return RoutingTable(directory.epoch, directory.cluster, self._this_node, shards, nodes)
+
+    def slot_owners(self) -> Sequence[ShardId]:
+        """By the directory, as this node has it."""
+        return self._slot_owners()
 
     def hint(self, shard: ShardId) -> Hint | None:
         """Where the leader is, if not here."""

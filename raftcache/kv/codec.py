@@ -9,6 +9,9 @@ operation is a fixed head, then the parts that its flags announce, then what its
     [conditions: count u16, each kind u8 ...]                     flag CONDITIONED
     body of the tag | key | value
 
+Many puts are columns, so that they are packed and unpacked by the column: count u32, the lengths of keys u16 and of
+values u32, then the keys, then the values.
+
 Rules of this file:
 - decoding is strict and canonical: what decodes encodes back to the same bytes. Anything else raises `MalformedBytes`,
   and a version above ours `UnsupportedVersion`; nothing else is ever raised, whatever the bytes;
@@ -22,7 +25,8 @@ All integers are big-endian. Results are encoded in `result_codec.py`, and re-ex
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from struct import Struct
+from itertools import accumulate, pairwise
+from struct import Struct, pack, unpack_from
 from struct import error as struct_error
 from typing import assert_never
 
@@ -41,6 +45,7 @@ from raftcache.kv.operations import (
     OpenSession,
     Operation,
     Put,
+    PutMany,
     Scan,
     SessionStamp,
     SetOwnership,
@@ -90,7 +95,7 @@ _SESSION = Struct(">Q")
 _OWNERSHIP = Struct(">QH")
 _RANGE = Struct(">HH")
 
-_PUT, _DELETE, _CAS, _INCREMENT_BY, _TRANSACT, _OPEN, _CLOSE, _OWN = range(1, 9)
+_PUT, _DELETE, _CAS, _INCREMENT_BY, _TRANSACT, _OPEN, _CLOSE, _OWN, _PUT_MANY = range(1, 10)
 _GET, _SCAN_KEYS = 16, 17
 
 _STAMPED = 0x80
@@ -245,6 +250,16 @@ def _encode_operation(parts: list[bytes], operation: Operation, slot: Slot, stam
             flags |= _EXTENDED if extension else 0
             head = _head(_INCREMENT_BY, flags, slot, len(operation.key), 0)
             parts += (head, prefix, extension, _INCREMENT.pack(operation.delta, operation.initial), operation.key)
+        case PutMany():
+            keys, values = operation.keys, operation.values
+            count = len(keys)
+            if not count or count != len(values):
+                raise ValueError(f"many puts of {count} keys and {len(values)} values cannot be encoded")
+            parts += (_head(_PUT_MANY, flags, slot, 0, 0), prefix, _LENGTH.pack(count))
+            parts.append(pack(f">{count}H", *map(len, keys)))
+            parts.append(pack(f">{count}I", *map(len, values)))
+            parts += keys
+            parts += values
         case Transaction():
             extension = _encode_extension(operation)
             conditions = _encode_conditions(operation.conditions)
@@ -309,11 +324,12 @@ _FLAGS = {
     _OPEN: _STAMPED,
     _CLOSE: _STAMPED,
     _OWN: _STAMPED,
+    _PUT_MANY: _STAMPED,
     _GET: _EXTENDED,
     _SCAN_KEYS: _EXTENDED | _BOUNDED | _KEYS_ONLY | _COUNT_ONLY,
 }
 """The flags each tag may carry."""
-_KEYLESS = (_TRANSACT, _OPEN, _CLOSE, _OWN)
+_KEYLESS = (_TRANSACT, _OPEN, _CLOSE, _OWN, _PUT_MANY)
 _VALUELESS = (_DELETE, _INCREMENT_BY, _GET, *_KEYLESS)
 _EXPIRING = (_PUT, _CAS)
 
@@ -373,6 +389,8 @@ def _decode_operation(data: bytes, at: int) -> tuple[Operation, Slot, SessionSta
         operation = Scan(lo, bound, limit, bytes_max, keys_only, count_only, namespace)
     elif tag == _TRANSACT:
         operation, at = _decode_transaction(data, at, conditions, namespace)
+    elif tag == _PUT_MANY:
+        operation, at = _decode_put_many(data, at)
     else:
         operation, at = _decode_system(data, at, tag)
     return operation, slot, stamp, at
@@ -397,6 +415,20 @@ def _decode_conditions(data: bytes, at: int) -> tuple[tuple[Condition, ...], int
     if not conditions:
         raise MalformedBytes(f"conditions before {at} are announced, and none follows")
     return tuple(conditions), at
+
+
+def _decode_put_many(data: bytes, at: int) -> tuple[PutMany, int]:
+    (count,) = _LENGTH.unpack_from(data, at)
+    at += _LENGTH.size
+    if not count:
+        raise MalformedBytes(f"many puts before {at} are announced, and none follows")
+    key_lengths = unpack_from(f">{count}H", data, at)
+    at += 2 * count
+    value_lengths = unpack_from(f">{count}I", data, at)
+    at += 4 * count
+    ends = list(accumulate((*key_lengths, *value_lengths), initial=at))
+    parts = [data[start:end] for start, end in pairwise(ends)]
+    return PutMany(parts[:count], parts[count:]), ends[-1]
 
 
 def _decode_transaction(

@@ -9,15 +9,18 @@ is what LMDB takes. Tables, in the order of a scan:
     S   sessions    S session id         -> a session and its cached replies (`sessions.py`)
 
 Rules of this file:
-- every record ends in a CRC-32 over its key and its body, so a flipped bit in either, or a record that turns up under
-  another key, is found by whoever reads it; *nobody reads a record without that check*;
+- every record ends in its hash, XXH3-64 over its key and its body, so a flipped bit in either, or a record that turns
+  up under another key, is found by whoever reads it; *nobody reads a record without that check*. The same hash is what
+  the record adds to the state hash, so a write computes one hash of what was there and one of what is there now;
 - the first byte of every body is its format version; a newer one raises `UnsupportedVersion`, and the replica stops;
-- all integers are unsigned and big-endian, but for the CRC, which is little-endian for the reason given at `seal`.
+- all integers are unsigned and big-endian.
+
+XXH3 finds damage; it is not built to withstand somebody who can choose records at will, and need not be.
 """
 
-from hashlib import blake2b
 from struct import Struct
-from zlib import crc32
+
+from xxhash import xxh3_64_digest
 
 from raftcache.errors import Corruption, UnsupportedVersion
 from raftcache.kv.operations import DEFAULT_NAMESPACE, KeyEntry
@@ -40,12 +43,8 @@ RECORD_HEAD = Struct(">BBQQQ")
 """Version, flags, create revision, mod revision, version (count of writes since creation)."""
 _RESERVED_PART = Struct(">QQ")
 
-CRC_BYTES = 4
-CRC_RESIDUE = 0x2144DF1C
-"""CRC-32 of any message followed by its own CRC-32, little-endian. A property of the CRC, so one call checks a record."""
-RECORD_BYTES_MIN = RECORD_HEAD.size + CRC_BYTES
-
-KEY_LENGTHS = tuple(length.to_bytes(2, "big") for length in range(RECORD_KEY_BYTES_MAX + 1))
+HASH_BYTES = 8
+RECORD_BYTES_MIN = RECORD_HEAD.size + HASH_BYTES
 
 
 def table_end(table: bytes) -> bytes:
@@ -64,19 +63,30 @@ DEFAULT_PREFIX = data_prefix(DEFAULT_NAMESPACE)
 # --- The seal ----------------------------------------------------------------------------------------------------
 
 
-def seal(record_key: bytes, body: bytes) -> bytes:
-    """The record to store for `body` under `record_key`.
+def digest_of(record_key: bytes, body: bytes) -> bytes:
+    """The hash that a record of `body` under `record_key` ends in.
 
-    The CRC goes last and little-endian: then CRC-32 over key, body *and* CRC is a constant, and a reader needs no slice.
+    Seeded with the key's length: without it, a key and a body could trade bytes and hash alike.
     """
-    return body + crc32(body, crc32(record_key)).to_bytes(CRC_BYTES, "little")
+    return xxh3_64_digest(record_key + body, len(record_key))
+
+
+def seal(record_key: bytes, body: bytes) -> bytes:
+    """The record to store for `body` under `record_key`."""
+    return body + digest_of(record_key, body)
 
 
 def unseal(record_key: bytes, record: bytes) -> bytes:
     """The body of a record. Raises: `Corruption` where the record is not what was written under this key."""
-    if len(record) <= CRC_BYTES or crc32(record, crc32(record_key)) != CRC_RESIDUE:
+    body = record[:-HASH_BYTES]
+    if not body or record[-HASH_BYTES:] != digest_of(record_key, body):
         raise damaged(record_key, record)
-    return record[:-CRC_BYTES]
+    return body
+
+
+def hash_of(record: bytes) -> int:
+    """What a record adds to a state hash: the hash that it ends in. Call it on records that were sealed or verified."""
+    return int.from_bytes(record[-HASH_BYTES:], "big")
 
 
 def damaged(record_key: bytes, record: bytes, why: str = "fails its checksum") -> Corruption:
@@ -101,7 +111,7 @@ def newer(what: str, *, found: int, known: int) -> UnsupportedVersion:
 
 
 def encode_record(record_key: bytes, entry: KeyEntry) -> bytes:
-    """The record of a key. The key itself stands in `record_key` only; the CRC binds the two."""
+    """The record of a key. The key itself stands in `record_key` only; the hash binds the two."""
     assert not entry.lease, f"lease {entry.lease} is reserved"
     assert not entry.expiry_ms, f"expiry {entry.expiry_ms} is reserved"
     head = RECORD_HEAD.pack(RECORD_VERSION, 0, entry.create_revision, entry.mod_revision, entry.version)
@@ -110,13 +120,14 @@ def encode_record(record_key: bytes, entry: KeyEntry) -> bytes:
 
 def decode_record(record_key: bytes, record: bytes) -> KeyEntry:
     """A key as stored. Raises: `Corruption` for a damaged record, `UnsupportedVersion` for one of a newer release."""
-    if crc32(record, crc32(record_key)) != CRC_RESIDUE or len(record) < RECORD_BYTES_MIN:
+    body = record[:-HASH_BYTES]
+    if len(record) < RECORD_BYTES_MIN or record[-HASH_BYTES:] != xxh3_64_digest(record_key + body, len(record_key)):
         raise damaged(record_key, record)
-    version, flags, create_revision, mod_revision, writes = RECORD_HEAD.unpack_from(record)
+    version, flags, create_revision, mod_revision, writes = RECORD_HEAD.unpack_from(body)
     if version == RECORD_VERSION and not flags:
         return KeyEntry(
             record_key[DATA_PREFIX_BYTES:],
-            record[RECORD_HEAD.size : -CRC_BYTES],
+            body[RECORD_HEAD.size :],
             writes,
             create_revision,
             mod_revision,
@@ -125,16 +136,7 @@ def decode_record(record_key: bytes, record: bytes) -> KeyEntry:
         raise newer(f"the record under {record_key[:80]!r}", found=version, known=RECORD_VERSION)
     if version != RECORD_VERSION or flags != _RESERVED or len(record) < RECORD_BYTES_MIN + _RESERVED_PART.size:
         raise damaged(record_key, record, f"has version {version} and flags {flags:#x}, which no release wrote")
-    lease, expiry_ms = _RESERVED_PART.unpack_from(record, RECORD_HEAD.size)
-    value = record[RECORD_HEAD.size + _RESERVED_PART.size : -CRC_BYTES]
+    lease, expiry_ms = _RESERVED_PART.unpack_from(body, RECORD_HEAD.size)
+    value = body[RECORD_HEAD.size + _RESERVED_PART.size :]
     key = record_key[DATA_PREFIX_BYTES:]
     return KeyEntry(key, value, writes, create_revision, mod_revision, lease, expiry_ms)
-
-
-def record_hash(record_key: bytes, record: bytes) -> int:
-    """What a record adds to a state hash: BLAKE2b-128 over the key's length, the key and the record.
-
-    Without the length, a key and a record could trade bytes and hash alike.
-    """
-    together = KEY_LENGTHS[len(record_key)] + record_key + record
-    return int.from_bytes(blake2b(together, digest_size=16).digest(), "big")

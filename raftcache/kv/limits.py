@@ -28,6 +28,7 @@ from raftcache.kv.operations import (
     OpenSession,
     Operation,
     Put,
+    PutMany,
     Scan,
     SessionStamp,
     SetOwnership,
@@ -137,6 +138,9 @@ def check_operation(operation: Operation, limits: KvLimits, *, internal: bool = 
         case Put() | CompareAndSwap() | Delete() | Increment():
             _check_write(operation, limits)
             return _slot(operation.key, operation.namespace, internal=internal)
+        case PutMany():
+            _check_put_many(operation, limits)
+            return SHARD_WIDE
         case Scan():
             _check_scan(operation, limits)
             _check_namespace(operation.namespace, internal=internal)
@@ -202,6 +206,21 @@ def _check_write(operation: Put | CompareAndSwap | Delete | Increment, limits: K
         case Increment():
             _check_integer("delta", operation.delta, lo=INTEGER_MIN)
             _check_integer("initial", operation.initial, lo=INTEGER_MIN)
+
+
+def _check_put_many(operation: PutMany, limits: KvLimits) -> None:
+    keys, values = operation.keys, operation.values
+    if not keys or len(keys) != len(values):
+        raise InvalidRequest(
+            f"many puts have {len(keys)} keys and {len(values)} values; they have as many, and one at least"
+        )
+    # In one look; then, where something is wrong, once more for its name.
+    if not min(map(len, keys)) or max(map(len, keys)) > limits.key_bytes_max:
+        for key in keys:
+            _check_key(key, limits)
+    if max(map(len, values)) > limits.value_bytes_max:
+        for value in values:
+            _check_value(value, limits)
 
 
 def _check_transaction(operation: Transaction, limits: KvLimits, *, internal: bool) -> Slot:

@@ -71,6 +71,18 @@ class Put:
 
 
 @dataclass(slots=True)
+class PutMany:
+    """Plain puts of many keys of one shard, in their order: each with a revision of its own, and as if sent alone.
+
+    What a batch of puts travels as: one request, one command and one result, whatever its length. Result: `PutManyResult`.
+    """
+
+    keys: list[bytes]
+    values: list[bytes]
+    """As many as keys."""
+
+
+@dataclass(slots=True)
 class Delete:
     """Remove one key if all `conditions` hold. Deleting an absent key succeeds, and bumps no revision."""
 
@@ -150,7 +162,9 @@ class SetOwnership:
 
 TransactionOperation = Get | Put | Delete | Increment | CompareAndSwap
 ReadOperation = Get | Scan
-WriteOperation = Put | Delete | CompareAndSwap | Increment | Transaction | OpenSession | CloseSession | SetOwnership
+WriteOperation = (
+    Put | PutMany | Delete | CompareAndSwap | Increment | Transaction | OpenSession | CloseSession | SetOwnership
+)
 Operation = ReadOperation | WriteOperation
 
 
@@ -215,6 +229,17 @@ class WriteResult:
 
 
 @dataclass(slots=True)
+class PutManyResult:
+    """`revision` is the shard's after the command; the puts that were made have the revisions up to it, in order."""
+
+    revision: Revision
+    count: int
+    """Puts of the command, refused ones included."""
+    refused: tuple[int, ...] = ()
+    """Positions of keys in slots that the shard does not own, ascending: nothing was written for them."""
+
+
+@dataclass(slots=True)
 class IncrementResult:
     """`value` is the number after the increment."""
 
@@ -261,7 +286,9 @@ class Failure:
     message: str
 
 
-Result = GetResult | WriteResult | IncrementResult | ScanResult | TransactionResult | SessionResult | Failure
+Result = (
+    GetResult | WriteResult | PutManyResult | IncrementResult | ScanResult | TransactionResult | SessionResult | Failure
+)
 
 
 def value_bytes(result: Result) -> int:
@@ -278,7 +305,12 @@ def value_bytes(result: Result) -> int:
             return sum(len(entry.value) for entry in result.entries)
         case TransactionResult():
             return sum(map(value_bytes, result.results))
-        case IncrementResult() | SessionResult() | Failure():
+        case PutManyResult() | IncrementResult() | SessionResult() | Failure():
             return 0
         case _:
             assert_never(result)
+
+
+def puts_in(operation: Operation) -> int:
+    """How many writes an operation counts for, where writes are counted: a `PutMany` for as many as it has."""
+    return len(operation.keys) if type(operation) is PutMany else 1

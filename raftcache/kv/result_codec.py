@@ -7,7 +7,7 @@ operating error; errors travel with reason and metadata, and a reason that this 
 Rules of this file are those of `codec.py`: strict, canonical, `MalformedBytes` or `UnsupportedVersion` and nothing else.
 """
 
-from struct import Struct
+from struct import Struct, pack, unpack_from
 from struct import error as struct_error
 from typing import assert_never
 
@@ -20,6 +20,7 @@ from raftcache.kv.operations import (
     GetResult,
     IncrementResult,
     KeyEntry,
+    PutManyResult,
     Result,
     ScanResult,
     SessionResult,
@@ -40,8 +41,10 @@ _SCAN = Struct(">IQH")
 """Count of entries, count of matches, bytes of the next key."""
 _COUNT = Struct(">I")
 _TEXT = Struct(">H")
+_MANY = Struct(">II")
+"""Count of puts, count of refused ones."""
 
-_WRITE, _GET, _INCREMENT, _SCANNED, _TRANSACTION, _OPENED, _FAILURE, _ERROR = range(1, 9)
+_WRITE, _GET, _INCREMENT, _SCANNED, _TRANSACTION, _OPENED, _FAILURE, _ERROR, _WROTE_MANY = range(1, 10)
 
 _SUCCEEDED = 0x01
 _DELETED = 0x02
@@ -61,6 +64,7 @@ _FLAGS = {
     _OPENED: 0,
     _FAILURE: 0,
     _ERROR: _DEFINITE,
+    _WROTE_MANY: 0,
 }
 
 TEXT_BYTES_MAX = 8192
@@ -152,6 +156,10 @@ def _encode(parts: list[bytes], result: Result, *, version: int) -> None:
             parts += (_RESULT.pack(version, _TRANSACTION, flags, result.revision), _COUNT.pack(len(result.results)))
             for inner in result.results:
                 _encode(parts, inner, version=0)
+        case PutManyResult():
+            refused = result.refused
+            parts += (_RESULT.pack(version, _WROTE_MANY, 0, result.revision), _MANY.pack(result.count, len(refused)))
+            parts.append(pack(f">{len(refused)}I", *refused))
         case SessionResult():
             parts += (_RESULT.pack(version, _OPENED, 0, result.revision), _SESSION.pack(result.session))
         case Failure():
@@ -214,6 +222,13 @@ def _decode(data: bytes, at: int, *, version: int) -> tuple[Result, int]:
             scanned, at = _decode_entry(data, at)
             entries.append(scanned)
         return ScanResult(revision, entries, count, bool(flags), next_key), at
+    if tag == _WROTE_MANY and version:
+        count, refused_count = _MANY.unpack_from(data, at)
+        at += _MANY.size
+        refused = unpack_from(f">{refused_count}I", data, at)
+        if any(lo >= hi for lo, hi in zip(refused, (*refused[1:], count), strict=bool(refused))):
+            raise MalformedBytes(f"result before {at}: refused positions {refused[:20]} of {count}")
+        return PutManyResult(revision, count, refused), at + 4 * refused_count
     if tag == _TRANSACTION and version:
         (count,) = _COUNT.unpack_from(data, at)
         at += _COUNT.size

@@ -5,7 +5,7 @@ one entry if anything matches, so that whoever pages on always gets on.
 """
 
 from raftcache.ids import Revision
-from raftcache.kv.layout import CRC_BYTES, DATA_PREFIX_BYTES, RECORD_HEAD, data_prefix, decode_record
+from raftcache.kv.layout import DATA_PREFIX_BYTES, HASH_BYTES, RECORD_HEAD, data_prefix, decode_record
 from raftcache.kv.limits import KvLimits
 from raftcache.kv.operations import KeyEntry, Scan, ScanResult
 from raftcache.kv.records import Records
@@ -31,7 +31,7 @@ def scan(records: Records, operation: Scan, limits: KvLimits, *, owned: bytes | 
         if not operation.count_only:
             size += len(record_key) - DATA_PREFIX_BYTES
             if not operation.keys_only:
-                size += len(record) - RECORD_HEAD.size - CRC_BYTES
+                size += len(record) - RECORD_HEAD.size - HASH_BYTES
         if count >= entries_max or (count and size > bytes_max):
             return ScanResult(revision, entries, count, True, record_key[DATA_PREFIX_BYTES:])
         entry = decode_record(record_key, record)

@@ -25,7 +25,7 @@ from typing import TypeGuard
 
 from raftcache.errors import InvalidRequest, SessionExpired, SessionWindow
 from raftcache.ids import Index, Revision
-from raftcache.kv.layout import TABLE_SESSIONS, damaged, newer, record_hash, seal, table_end, unseal
+from raftcache.kv.layout import TABLE_SESSIONS, damaged, hash_of, newer, seal, table_end, unseal
 from raftcache.kv.limits import check_stamp
 from raftcache.kv.meta import SessionLimits
 from raftcache.kv.operations import Failure, Result, SessionStamp, WriteResult
@@ -239,7 +239,7 @@ class Sessions:
                 continue
             record = seal(key, _encode(session))
             records.put(key, record)
-            self._flushed[session_id] = record_hash(key, record)
+            self._flushed[session_id] = hash_of(record)
             self._hash += self._flushed[session_id]
         self._touched.clear()
         # The next use, by whomever, has to be noted again.
@@ -253,7 +253,7 @@ class Sessions:
         for key, record in records.scan(TABLE_SESSIONS, table_end(TABLE_SESSIONS)):
             session = _decode(key, record)
             found.append(session)
-            sessions._flushed[session.id] = record_hash(key, record)
+            sessions._flushed[session.id] = hash_of(record)
             sessions._hash += sessions._flushed[session.id]
             sessions._reply_bytes += session.reply_bytes
         found.sort(key=lambda session: (session.used_index, session.used_position))

@@ -16,7 +16,7 @@ from raftcache.kv.layout import (
     TABLE_META,
     TABLE_SESSIONS,
     decode_record,
-    record_hash,
+    hash_of,
     unseal,
 )
 from raftcache.kv.meta import META_KEYS, Ownership, SessionLimits, State, StoredConfiguration
@@ -64,7 +64,7 @@ def verify(records: Records) -> Verification:
         try:
             if table == TABLE_DATA:
                 entry = decode_record(key, record)
-                actual.change(slot_of(entry.key), count=1, hash_delta=record_hash(key, record))
+                actual.change(slot_of(entry.key), count=1, hash_delta=hash_of(record))
                 revision_max = max(revision_max, entry.mod_revision)
             elif table in (TABLE_HASHES, TABLE_SESSIONS) or key in META_KEYS:
                 unseal(key, record)

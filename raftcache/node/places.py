@@ -12,7 +12,7 @@ Rules of this file:
 
 import random as random_module
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from raftcache.clock import Clock
@@ -112,6 +112,10 @@ class KnownPlaces:
     def owner(self, slot: int) -> ShardId:
         """The shard that owns the slot; -1 where nobody does."""
         return self._slot_table[slot]
+
+    def slot_owners(self) -> Sequence[ShardId]:
+        """`owner` of every slot."""
+        return self._slot_table
 
     def address(self, node: NodeId) -> str:
         """The node's address for clients; empty where it is not known."""

@@ -29,7 +29,7 @@ from raftcache.errors import (
 from raftcache.ids import Index, ReplicaId, ShardId, Term
 from raftcache.kv.codec import encode_batch
 from raftcache.kv.machine import Machine
-from raftcache.kv.operations import Command, Failure, Get, Result, Scan
+from raftcache.kv.operations import Command, Failure, Get, PutManyResult, Result, Scan, puts_in
 from raftcache.kv.result_codec import error_of
 from raftcache.node.api import Reply, ReplySink, Request
 from raftcache.node.settings import MS, EngineSettings
@@ -272,8 +272,9 @@ class Replica:
             span = self.traces.applying(entry.index) if self.traces is not None else None
             if entry.kind is EntryKind.COMMANDS:
                 results = machine.apply(entry.index, entry.term, entry.data)
-                self.uncommitted_commands += len(results)
-                self.commands_applied += len(results)
+                commands = sum(result.count if type(result) is PutManyResult else 1 for result in results)
+                self.uncommitted_commands += commands
+                self.commands_applied += commands
             elif entry.kind is EntryKind.CONFIGURATION:
                 machine.apply_configuration(entry.index, entry.term, entry.data)
             else:
@@ -440,7 +441,7 @@ class Replica:
         for entry in entries:
             proposed = self._proposed.get(entry.index)
             if proposed is not None and proposed[0] == entry.term:
-                found += len(proposed[1])
+                found += sum(puts_in(request.operation) for request, _ in proposed[1])
         return found
 
     def proposals_pending(self) -> int:

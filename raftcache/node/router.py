@@ -45,6 +45,7 @@ from raftcache.kv.operations import (
     Increment,
     OpenSession,
     Put,
+    PutMany,
     Scan,
     SetOwnership,
     Transaction,
@@ -67,6 +68,8 @@ REQUEST_OVERHEAD_BYTES = 256
 """What a request holds in memory beside its key and value."""
 CONDITION_OVERHEAD_BYTES = 32
 """Of a condition's encoding beside its key and value: kinds, lengths and a number."""
+PUT_OVERHEAD_BYTES = 128
+"""Of one put of many, beside its key and value."""
 RANGE_BYTES = 8
 """Of one slot range."""
 FORWARD_OPERATIONS_MAX = 1000
@@ -125,6 +128,9 @@ def cost_of(request: Request) -> int:
     match operation:
         case Put():
             return REQUEST_OVERHEAD_BYTES + len(operation.key) + len(operation.value) + _bytes_of(operation.conditions)
+        case PutMany():
+            size = sum(map(len, operation.keys)) + sum(map(len, operation.values))
+            return REQUEST_OVERHEAD_BYTES + PUT_OVERHEAD_BYTES * len(operation.keys) + size
         case CompareAndSwap():
             values = len(operation.value) + len(operation.expected or b"")
             return REQUEST_OVERHEAD_BYTES + len(operation.key) + values

@@ -386,8 +386,10 @@ class NodeProcess:
         config = self._config
         limits, tls = config.limits, config.tls
         nowhere = Directory(NO_CLUSTER, 0)
+        unowned = nowhere.slot_table()
         routes = DirectoryRoutes(
             lambda: host.engine.directory if host.engine is not None else nowhere,
+            lambda: host.engine.places.slot_owners() if host.engine is not None else unowned,
             lambda shard: host.engine.known_leader(shard) if host.engine is not None else None,
             host.node,
         )

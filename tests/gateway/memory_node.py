@@ -16,6 +16,7 @@ from raftcache.kv.limits import KvLimits
 from raftcache.kv.machine import Machine
 from raftcache.kv.operations import Command, Failure, Get, Result, Scan
 from raftcache.kv.records import MemoryRecords
+from raftcache.kv.slots import SLOT_COUNT
 from raftcache.node.api import ClusterInfo, Consistency, NodeInfo, ReplicaInfo, Reply, ReplySink, Request, ShardInfo
 from raftcache.node.directory import split_slots
 
@@ -121,6 +122,9 @@ class MemoryNode:
             ),
             (NodeRoute(THIS_NODE, "one", "127.0.0.1:11011"), NodeRoute(OTHER_NODE, "two", OTHER_ADDRESS)),
         )
+
+    def slot_owners(self) -> Sequence[ShardId]:
+        return [self.shard_of(Slot(slot)) for slot in range(SLOT_COUNT)]
 
     def hint(self, shard: ShardId) -> Hint | None:
         return Hint(OTHER_ADDRESS, EPOCH) if shard in self.led_elsewhere else None

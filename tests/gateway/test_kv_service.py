@@ -239,7 +239,7 @@ def test_operations_on_one_key_of_a_batch_act_in_their_order(caller: Caller) -> 
 
 def test_a_batch_is_handed_over_in_one_list(caller: Caller) -> None:
     """Operations on different keys reach the node together, in one list."""
-    caller.batch(*[put_item(b"k%d" % number, b"v") for number in range(100)])
+    caller.batch(*[put_item(b"k%d" % number, b"v") for number in range(99)], get_item(b"other"))
     assert 100 == sum(len(requests) for requests in caller.node.submitted[:1])
 
 
@@ -377,7 +377,7 @@ def test_errors_of_the_node_become_statuses(caller: Caller) -> None:
         info.metadata["shard"],  # type: ignore[attr-defined]
     )
     caller.node.fail = lambda request: OutcomeUnknown("who knows") if request.slot == slot_of(b"foo") else None
-    results = caller.batch(put_item(b"bar", b"1"), put_item(b"foo", b"1"))
+    results = caller.batch(put_item(b"bar", b"1"), put_item(b"foo", b"1"), get_item(b"other"))[:2]
     assert ["put", "error"] == [result.WhichOneof("result") for result in results]
     assert ("OUTCOME_UNKNOWN", False, "3") == (
         results[1].error.reason,

@@ -21,6 +21,7 @@ from raftcache.kv.operations import (
     Increment,
     OpenSession,
     Put,
+    PutMany,
     SessionStamp,
     SetOwnership,
     Transaction,
@@ -56,6 +57,9 @@ def _operation(rng: random.Random, opened: list[int], *, epoch: int) -> WriteOpe
     key = tag + b"%d" % rng.randrange(12)
     value = rng.choice([b"", b"x", b"%d" % rng.randrange(99), rng.randbytes(rng.randrange(300))])
     choice = rng.randrange(100)
+    if choice < 8:
+        keys = [rng.choice([b"{t}", b"{u}", b""]) + b"%d" % rng.randrange(12) for _ in range(rng.randrange(1, 9))]
+        return PutMany(keys, [value] * len(keys))
     if choice < 35:
         return Put(key, value, return_previous=rng.random() < 0.2)
     if choice < 45:
@@ -77,7 +81,7 @@ def _operation(rng: random.Random, opened: list[int], *, epoch: int) -> WriteOpe
     if choice < 97:
         return Put(b"{t}0", b"x" * 40, namespace=1)
     if choice < 98:
-        return Put(b"", b"")
+        return rng.choice([Put(b"", b""), PutMany([b"k", b""], [b"1", b"2"])])
     return SetOwnership(((Slot(0), Slot(rng.choice([9000, 16384]))),), max(0, epoch - rng.choice([0, 0, 30])))
 
 

@@ -20,6 +20,8 @@ from raftcache.kv.operations import (
     OpenSession,
     Operation,
     Put,
+    PutMany,
+    PutManyResult,
     Result,
     Scan,
     ScanResult,
@@ -45,6 +47,9 @@ OWN_CONDITIONS = st.lists(CONDITIONS, max_size=3).map(tuple)
 
 GETS = st.builds(Get, KEYS, NAMESPACES)
 PUTS = st.builds(Put, KEYS, VALUES, OWN_CONDITIONS, st.booleans(), RESERVED, RESERVED, NAMESPACES)
+MANY_PUTS = st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=5).map(
+    lambda puts: PutMany([key for key, _ in puts], [value for _, value in puts])
+)
 DELETES = st.builds(Delete, KEYS, OWN_CONDITIONS, st.booleans(), NAMESPACES)
 SWAPS = st.builds(CompareAndSwap, KEYS, st.none() | VALUES, VALUES, RESERVED, RESERVED, NAMESPACES)
 INCREMENTS = st.builds(Increment, KEYS, I64, I64, NAMESPACES)
@@ -54,7 +59,7 @@ TRANSACTIONS = st.builds(Transaction, OWN_CONDITIONS, BRANCHES, BRANCHES, NAMESP
 RANGES = st.lists(st.tuples(st.integers(0, 65535), st.integers(0, 65535)), max_size=4).map(tuple)
 SYSTEM = st.builds(OpenSession) | st.builds(CloseSession, U64) | st.builds(SetOwnership, RANGES, U64)
 
-WRITES = PUTS | DELETES | SWAPS | INCREMENTS | TRANSACTIONS | SYSTEM
+WRITES = PUTS | MANY_PUTS | DELETES | SWAPS | INCREMENTS | TRANSACTIONS | SYSTEM
 OPERATIONS: st.SearchStrategy[Operation] = WRITES | GETS | SCANS
 STAMPS = st.builds(SessionStamp, U64, U64, U64)
 COMMANDS = st.builds(Command, WRITES, SLOTS, st.none() | STAMPS)
@@ -66,8 +71,10 @@ SIMPLE_RESULTS = (
     | st.builds(GetResult, REVISIONS, MAYBE_ENTRY)
     | st.builds(IncrementResult, REVISIONS, I64)
 )
+REFUSED = st.sets(st.integers(0, 20)).map(lambda found: tuple(sorted(found)))
 RESULTS: st.SearchStrategy[Result] = (
     SIMPLE_RESULTS
+    | st.builds(PutManyResult, REVISIONS, st.integers(21, 2**32 - 1), REFUSED)
     | st.builds(ScanResult, REVISIONS, st.lists(ENTRIES, max_size=3), U64, st.booleans(), KEYS)
     | st.builds(TransactionResult, REVISIONS, st.booleans(), st.lists(SIMPLE_RESULTS, max_size=3))
     | st.builds(SessionResult, REVISIONS, U64)

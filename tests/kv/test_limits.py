@@ -19,6 +19,7 @@ from raftcache.kv.operations import (
     OpenSession,
     Operation,
     Put,
+    PutMany,
     Scan,
     SessionStamp,
     SetOwnership,
@@ -48,14 +49,20 @@ def test_what_keeps_to_the_limits_passes_with_its_slot(operation: Operation) -> 
     if isinstance(operation, Transaction):
         key = operation.then[0].key
     else:
-        assert not isinstance(operation, (Scan, OpenSession, CloseSession, SetOwnership))
+        assert not isinstance(operation, (Scan, PutMany, OpenSession, CloseSession, SetOwnership))
         key = operation.key
     assert slot_of(key) == check_operation(operation, LIMITS)
 
 
 @pytest.mark.parametrize(
     "operation",
-    [OpenSession(), CloseSession(5), Scan(b""), Scan(b"k" * 11, b"", limit=1)],
+    [
+        OpenSession(),
+        CloseSession(5),
+        PutMany([b"k", b"k" * 10], [b"", b"v" * 20]),
+        Scan(b""),
+        Scan(b"k" * 11, b"", limit=1),
+    ],
 )
 def test_operations_of_a_whole_shard_have_no_slot(operation: Operation) -> None:
     """Sessions and scans concern the shard: slot -1."""
@@ -77,6 +84,11 @@ def test_operations_of_a_whole_shard_have_no_slot(operation: Operation) -> None:
         (Scan(b"", namespace=SYSTEM_NAMESPACE), InvalidRequest, ["cluster's own"]),
         (SetOwnership((), 1), InvalidRequest, ["cluster itself"]),
         (CloseSession(0), InvalidRequest, ["session is 0"]),
+        (PutMany([], []), InvalidRequest, ["0 keys and 0 values"]),
+        (PutMany([b"k"], []), InvalidRequest, ["1 keys and 0 values"]),
+        (PutMany([b"k", b""], [b"", b""]), InvalidRequest, ["empty"]),
+        (PutMany([b"k", b"k" * 11], [b"", b""]), KeyTooLong, ["limits.key_bytes_max"]),
+        (PutMany([b"k", b"l"], [b"", b"v" * 21]), ValueTooLarge, ["21 bytes"]),
         (Put(b"k", b"", (Condition(b"other", EXISTS),)), InvalidRequest, ["need a transaction"]),
         (Put(b"k", b"", (Condition(b"k", EXISTS, Comparison.LESS),)), InvalidRequest, ["EXISTS", "EQUAL"]),
         (Delete(b"k", (Condition(b"k", EXISTS),) * 4), BatchTooLarge, ["4 conditions"]),

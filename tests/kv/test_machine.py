@@ -3,7 +3,7 @@
 import pytest
 
 from raftcache.errors import Corruption, UnsupportedVersion
-from raftcache.ids import Index, Slot, Term
+from raftcache.ids import Index, Revision, Slot, Term
 from raftcache.kv import limits as kv_limits
 from raftcache.kv.codec import encode_batch
 from raftcache.kv.layout import DEFAULT_PREFIX, seal
@@ -25,6 +25,8 @@ from raftcache.kv.operations import (
     IncrementResult,
     KeyEntry,
     Put,
+    PutMany,
+    PutManyResult,
     Scan,
     SetOwnership,
     Transaction,
@@ -318,6 +320,33 @@ def test_slots_of_others_are_refused_in_writes_and_reads() -> None:
     assert isinstance(shard.machine.read(Scan(b""), FOO_SLOT), type(shard.scan(Scan(b""))))
 
 
+def test_many_puts_are_as_many_puts() -> None:
+    """Each has its revision in order, the last one of a key stays, and what is not owned is named and not written."""
+    shard = Shard(ranges=((FOO_SLOT, Slot(FOO_SLOT + 1)),))
+    other = Shard(ranges=((FOO_SLOT, Slot(FOO_SLOT + 1)),))
+    shard.one(Put(b"foo", b"0"))
+    other.one(Put(b"foo", b"0"))
+    keys = [b"foo", b"bar", b"{foo}2", b"foo", b"{bar}"]
+    many = shard.one(PutMany(keys, [b"1", b"2", b"3", b"4", b"5"]))
+    assert PutManyResult(Revision(4), 5, (1, 4)) == many
+    for key, value in ((b"foo", b"1"), (b"{foo}2", b"3"), (b"foo", b"4")):
+        other.one(Put(key, value))
+    assert other.scan(Scan(b"")) == shard.scan(Scan(b""))
+    assert other.machine.state_hash == shard.machine.state_hash
+    shard.assert_verified()
+
+
+def test_a_damaged_record_stops_many_puts(shard: Shard) -> None:
+    """What is overwritten is verified first, as in any write."""
+    shard.one(Put(b"foo", b"1"))
+    key = DEFAULT_PREFIX + b"foo"
+    record = bytearray(shard.records.get(key) or b"")
+    record[-9] ^= 1
+    shard.records.put(key, bytes(record))
+    with pytest.raises(Corruption, match="fails its checksum"):
+        shard.one(PutMany([b"bar", b"foo"], [b"", b""]))
+
+
 def test_ownership_changes_at_a_higher_epoch_only(shard: Shard) -> None:
     """Repeating it is fine, going back is not, and the revision stays."""
     mine = ((Slot(0), FOO_SLOT), (Slot(FOO_SLOT + 1), Slot(16384)))
@@ -557,14 +586,14 @@ def test_records_of_a_newer_release_stop_the_replica(shard: Shard, version: int)
     shard.one(Put(b"k", b"1"))
     key = DEFAULT_PREFIX + b"k"
     record = shard.records.get(key) or b""
-    shard.records.put(key, seal(key, bytes([version]) + record[1:-4]))
+    shard.records.put(key, seal(key, bytes([version]) + record[1:-8]))
     with pytest.raises(UnsupportedVersion, match=f"version {version}"):
         shard.get(b"k")
     with pytest.raises(UnsupportedVersion):
         shard.one(Put(b"k", b"2"))
     other = Shard()
     state = other.records.get(STATE_KEY) or b""
-    other.records.put(STATE_KEY, seal(STATE_KEY, bytes([version]) + state[1:-4]))
+    other.records.put(STATE_KEY, seal(STATE_KEY, bytes([version]) + state[1:-8]))
     with pytest.raises(UnsupportedVersion):
         Machine(other.records, KvLimits())
 
@@ -573,7 +602,7 @@ def test_records_with_reserved_fields_are_read_and_overwritten(shard: Shard) -> 
     """Lease and expiry have their place in the format of today; a plain put over them drops them."""
     shard.one(Put(b"k", b"1"))
     key = DEFAULT_PREFIX + b"k"
-    body = (shard.records.get(key) or b"")[:-4]
+    body = (shard.records.get(key) or b"")[:-8]
     reserved = body[:1] + b"\1" + body[2:26] + bytes([0] * 7 + [5] + [0] * 7 + [6]) + body[26:]
     records = MemoryRecords()
     records.put(key, seal(key, reserved))

@@ -26,6 +26,8 @@ from raftcache.kv.operations import (
     KeyEntry,
     OpenSession,
     Put,
+    PutMany,
+    PutManyResult,
     Result,
     Scan,
     SessionResult,
@@ -92,6 +94,11 @@ class Twin:
                 found = self.sessions.pop(operation.session, None) is not None
                 return WriteResult(self.revision, deleted=found)  # type: ignore[arg-type]
             result: Result
+            if isinstance(operation, PutMany):
+                for key, value in zip(operation.keys, operation.values, strict=True):
+                    self.revision += 1
+                    self.set(key, value, self.revision)
+                return PutManyResult(self.revision, len(operation.keys))  # type: ignore[arg-type]
             if isinstance(operation, Transaction):
                 for branch in (operation.then, operation.otherwise):
                     written = [inner.key for inner in branch if not isinstance(inner, Get)]
@@ -197,6 +204,9 @@ def conditional(draw: st.DrawFn) -> WriteOperation:
 
 
 PUTS = st.builds(Put, KEYS, VALUES)
+MANY_PUTS = st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=4).map(
+    lambda puts: PutMany([key for key, _ in puts], [value for _, value in puts])
+)
 SWAPS = st.builds(CompareAndSwap, KEYS, st.none() | VALUES, VALUES)
 INCREMENTS = st.builds(Increment, KEYS, DELTAS, st.sampled_from([0, 5]))
 INNER = st.builds(Get, KEYS) | PUTS | st.builds(Delete, KEYS, return_previous=st.booleans()) | SWAPS | INCREMENTS
@@ -206,6 +216,7 @@ TRANSACTIONS = st.builds(Transaction, st.lists(CONDITIONS, max_size=2).map(tuple
 STAMPS = st.none() | st.builds(SessionStamp, st.integers(0, 4), st.integers(0, 7), st.integers(0, 5))
 STEPS = st.tuples(
     PUTS
+    | MANY_PUTS
     | conditional()
     | SWAPS
     | INCREMENTS

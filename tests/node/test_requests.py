@@ -1,5 +1,6 @@
 """Requests on their way: routed, forwarded, parked, refused; each gets exactly one reply, and nothing is counted for ever."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,11 +13,10 @@ from raftcache.errors import (
     Overloaded,
     RaftCacheError,
     Unavailable,
-    WrongShard,
 )
 from raftcache.ids import NodeId, ShardId, Slot
 from raftcache.kv.machine import Machine
-from raftcache.kv.operations import Failure, Get, GetResult, Put, Scan, ScanResult, WriteResult
+from raftcache.kv.operations import Get, GetResult, Put, Scan, ScanResult, WriteResult
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import Consistency, Reply, Request
 from raftcache.node.kinds import KIND_FORWARD
@@ -509,11 +509,11 @@ def test_request_that_met_the_wrong_shard_goes_to_the_owner_of_the_newer_directo
         new = ShardId(3 - old)
         apply = Machine._put
 
-        def moved(self: Machine, key: bytes, value: bytes, claimed: Slot) -> object:
+        def moved(self: Machine, keys: Sequence[bytes], values: Sequence[bytes]) -> list[int]:
             if self.shard == old:
-                return Failure(WrongShard.reason, "it has moved")
+                return list(range(len(keys)))
             self._owned = b"\1" * 16384
-            return apply(self, key, value, claimed)
+            return apply(self, keys, values)
 
         monkeypatch.setattr(Machine, "_put", moved)
         asked = nodes.put(node, b"k")
