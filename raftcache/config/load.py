@@ -4,7 +4,7 @@ Rules of this file:
 - nothing is ignored: an unknown section or key, a wrong type or a value out of range is a `ConfigError` that names the path,
   where the value was found, the value, and what is allowed; for an unknown name also the nearest known one;
 - each source yields `{(section, key): Found}`, so that there is one way to read a value, whatever its source: TOML gives
-  numbers and lists, the environment and the command line give text;
+  numbers and flags, the environment and the command line give text;
 - rules between settings are checked once, at the end, over the result (`check`);
 - no clocks, no network, no name resolution. Certificates are opened where they are used.
 
@@ -34,7 +34,7 @@ from raftcache.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "RAFTCACHE_"
 
-Value = str | int | float | bool | tuple[str, ...] | dict[str, str]
+Value = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,6 @@ def _error(path: str, where: str, problem: str) -> ConfigError:
 
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
-_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 
 
 def _read(path: str, setting: Setting, found: Found) -> Value:
@@ -225,10 +224,6 @@ def _read(path: str, setting: Setting, found: Found) -> Value:
                 if text not in setting.choices:
                     raise ValueError(f"is not one of {', '.join(setting.choices)}{_near(text, setting.choices)}")
                 return text
-            case Kind.LIST:
-                return _list(raw)
-            case Kind.LABELS:
-                return _labels(raw)
             case _:
                 assert_never(setting.kind)
     except ValueError as error:
@@ -302,29 +297,3 @@ def _flag(raw: object) -> bool:
     if isinstance(raw, str) and raw.lower() in _FALSE:
         return False
     raise ValueError("is not true or false")
-
-
-def _list(raw: object) -> tuple[str, ...]:
-    """Addresses: a TOML list, or text separated by commas."""
-    parts = [part.strip() for part in raw.split(",") if part.strip()] if isinstance(raw, str) else raw
-    if not isinstance(parts, list | tuple):
-        raise ValueError('is not a list; write ["n1:7401", "n2:7401"]')
-    for part in parts:
-        parse_address(_text(part))
-    return tuple(parts)
-
-
-def _labels(raw: object) -> dict[str, str]:
-    """A TOML table, or text such as `host=h1,zone=a`."""
-    if isinstance(raw, str):
-        pairs = [part.partition("=")[::2] for part in raw.split(",") if part.strip()]
-        raw = {name.strip(): value.strip() for name, value in pairs}
-    if not isinstance(raw, Mapping):
-        raise ValueError('is not a table; write {host = "h1", zone = "a"}')
-    for name, value in raw.items():
-        for word in (name, value):
-            if not isinstance(word, str) or not _LABEL.fullmatch(word):
-                raise ValueError(
-                    f"has the bad label {name!r} = {value!r}; letters, digits and . _ / - only, at most 63"
-                )
-    return dict(raw)

@@ -11,7 +11,6 @@ Rules of this file:
 Nothing here reads a file or an environment variable; that is `load.py`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -52,8 +51,6 @@ class Kind(Enum):
     RATIO = "ratio"
     FLAG = "flag"
     CHOICE = "choice"
-    LIST = "list"
-    LABELS = "labels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +104,6 @@ def _choice(default: str, *choices: str, about: str) -> str:
     return field(default=default, metadata={_KEY: Setting(Kind.CHOICE, about, choices=choices)})
 
 
-def _list(*, about: str) -> tuple[str, ...]:
-    return field(default=(), metadata={_KEY: Setting(Kind.LIST, about)})
-
-
-def _labels(*, about: str) -> Mapping[str, str]:
-    return field(default_factory=dict, metadata={_KEY: Setting(Kind.LABELS, about)})
-
-
 # --- The sections, in the order of the file -----------------------------------------------------------------------
 
 
@@ -127,20 +116,6 @@ class Node:
         "raftcache-data",
         about="Everything the node keeps on disk; one directory per node, on a local file system.\n"
         "Relative paths start at the working directory.",
-    )
-    labels: Mapping[str, str] = _labels(
-        about='Where the node stands: {host = "h1", zone = "a"}. Kept for placement by labels, which this release does not do:\n'
-        "it spreads the replicas of a shard over nodes, whatever their labels."
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """How to find the others."""
-
-    seeds: tuple[str, ...] = _list(
-        about='Peer addresses of other members: ["n1:7401", "n2:7401"]. Kept for discovery, which this release does not do:\n'
-        "`raftcache init` and `raftcache node join` name the nodes, and a member remembers the addresses it last knew."
     )
 
 
@@ -469,7 +444,6 @@ class Config:
     """All settings of one node. Field names are the section names."""
 
     node: Node = field(default_factory=Node)
-    cluster: Cluster = field(default_factory=Cluster)
     listen: Listen = field(default_factory=Listen)
     tls: Tls = field(default_factory=Tls)
     storage: Storage = field(default_factory=Storage)

@@ -5,7 +5,6 @@
 
 import json
 import textwrap
-from collections.abc import Mapping
 from dataclasses import fields
 
 from raftcache.config.load import format_value, section_fields, section_names, section_type, setting_of
@@ -82,12 +81,8 @@ def _toml(setting: Setting, value: object) -> str:
         return text if setting.kind is Kind.COUNT else _quote(text)
     if isinstance(value, float):
         return repr(value)
-    if isinstance(value, str):
-        return _quote(value)
-    if isinstance(value, tuple):
-        return f"[{', '.join(_quote(item) for item in value)}]"
-    assert isinstance(value, Mapping), value
-    return "{" + ", ".join(f"{_quote(name)} = {_quote(text)}" for name, text in sorted(value.items())) + "}"
+    assert isinstance(value, str), value
+    return _quote(value)
 
 
 def _quote(text: str) -> str:
