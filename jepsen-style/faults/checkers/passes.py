@@ -44,7 +44,8 @@ def seen_but_not_written(evidence: Evidence) -> Found | None:
         if not call.pure:
             started.setdefault(call.footprint.writes, call)
     for call in evidence.calls:
-        for name in call.footprint.sees:
+        # What an unknown one would have seen, nobody has seen.
+        for name in call.footprint.sees if call.end < NEVER else ():
             if name == evidence.initial:
                 continue
             source = started.get(name)

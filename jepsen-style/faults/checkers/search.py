@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from faults.checkers.calls import NEVER, Call, State
+from faults.checkers.calls import NEVER, Call, State, Step
 from faults.checkers.verdict import Budget, Kind
 
 STATES_BETWEEN_LOOKS_AT_THE_CLOCK = 4096
@@ -32,7 +32,9 @@ class Outcome:
     states: int
     """Configurations that were entered."""
     needed: int = 0
-    """Of a violation: the calls before this one (by start) are a violation already."""
+    """Of a violation: no call from this one on (by start) was looked at."""
+    blocked: Call | None = None
+    """Of a violation: the call that no order could place, in those orders that went farthest."""
 
 
 class _Timeline:
@@ -72,79 +74,79 @@ class _Timeline:
             after[before[node]] = node
             before[after[node]] = node
 
+    def fitting(self, state: State, steps: Sequence[Step], pure: Sequence[bool]) -> list[int]:
+        """What can come next, the best last: one that changes nothing, and then nothing else; those that must be placed before
+        those that need not be. Empty: the first end comes too early."""
+        must: list[int] = []
+        may: list[int] = []
+        node = self.next[0]
+        while 0 < node <= self.count:
+            number = node - 1
+            if steps[number](state) >= 0:
+                if pure[number]:
+                    return [number]
+                (must if self.ends[number] else may).append(number)
+            node = self.next[node]
+        return (must + may)[::-1]
+
+    def first_end(self) -> int:
+        """The node of the first end among the calls not yet placed."""
+        node = self.next[0]
+        while 0 < node <= self.count:
+            node = self.next[node]
+        return node
+
 
 def search(calls: Sequence[Call], budget: Budget | None = None) -> Outcome:
     """Whether some order of the calls, which come by start, agrees with real time and with every answer."""
     budget = budget or Budget()
     deadline = budget.deadline()
     timeline = _Timeline(calls)
-    after, count = timeline.next, len(calls)
     steps = [call.step for call in calls]
     pure = [call.pure for call in calls]
     # Bits of those that must be placed count from `low`, the first of them not placed; the others have bits of their own.
     place, loose_bit = _bits(calls)
     left = sum(timeline.ends)
     state: State = 0
-    low = mask = loose = 0
+    low = mask = loose = farthest = 0
     seen = {(0, 0, 0, 0)}
-    stack: list[tuple[int, State, int, int, int]] = []
-    needed = 0
-    node = 0
-    fresh = True
+    stack: list[tuple[int, list[int], State, int, int, int]] = []
+    options = timeline.fitting(state, steps, pure)
     while left:
-        chosen = -1
-        dead = False
-        if fresh:
-            node = after[0]
-            while 0 < node <= count:
-                if pure[node - 1] and steps[node - 1](state) >= 0:
-                    chosen = node - 1
-                    break
-                node = after[node]
-            else:
-                node = after[0]
-        while chosen < 0 and 0 < node <= count:
-            if not pure[node - 1] and steps[node - 1](state) >= 0:
-                chosen = node - 1
-            else:
-                node = after[node]
-        if chosen >= 0:
-            new = steps[chosen](state)
-            if timeline.ends[chosen]:
-                low_new, mask_new, loose_new = low, mask | 1 << (place[chosen] - low), loose
-                while mask_new & 1:
-                    mask_new >>= 1
-                    low_new += 1
-            else:
-                low_new, mask_new, loose_new = low, mask, loose | loose_bit[chosen]
-            key = (low_new, mask_new, loose_new, new)
-            if key not in seen:
-                seen.add(key)
-                if len(seen) > budget.states_max:
-                    return Outcome("unknown", len(seen))
-                if len(seen) % STATES_BETWEEN_LOOKS_AT_THE_CLOCK == 0 and time.monotonic() > deadline:
-                    return Outcome("unknown", len(seen))
-                stack.append((chosen, state, low, mask, loose))
-                timeline.take(chosen)
-                left -= timeline.ends[chosen]
-                state, low, mask, loose = new, low_new, mask_new, loose_new
-                fresh = True
-                continue
-            # What a pure call leads to was left without success, so this configuration has none either.
-            dead = pure[chosen]
-            if not dead:
-                fresh, node = False, after[chosen + 1]
-                continue
-        needed = max(needed, timeline.starts_before[node] if not dead else 0)
-        while stack:
-            chosen, state, low, mask, loose = stack.pop()
+        if not options:
+            node = timeline.first_end()
+            if timeline.starts_before[node] >= timeline.starts_before[farthest]:
+                farthest = node
+            if not stack:
+                blocked = calls[farthest - len(calls) - 1]
+                return Outcome("violation", len(seen), timeline.starts_before[farthest], blocked)
+            chosen, options, state, low, mask, loose = stack.pop()
             timeline.put_back(chosen)
             left += timeline.ends[chosen]
-            if not pure[chosen]:
-                break
+            continue
+        chosen = options.pop()
+        new = steps[chosen](state)
+        low_new, mask_new, loose_new = low, mask, loose
+        if timeline.ends[chosen]:
+            mask_new |= 1 << (place[chosen] - low)
+            while mask_new & 1:
+                mask_new >>= 1
+                low_new += 1
         else:
-            return Outcome("violation", len(seen), needed)
-        fresh, node = False, after[chosen + 1]
+            loose_new |= loose_bit[chosen]
+        key = (low_new, mask_new, loose_new, new)
+        if key in seen:
+            continue
+        seen.add(key)
+        if len(seen) > budget.states_max:
+            return Outcome("unknown", len(seen))
+        if len(seen) % STATES_BETWEEN_LOOKS_AT_THE_CLOCK == 0 and time.monotonic() > deadline:
+            return Outcome("unknown", len(seen))
+        stack.append((chosen, options, state, low, mask, loose))
+        timeline.take(chosen)
+        left -= timeline.ends[chosen]
+        state, low, mask, loose = new, low_new, mask_new, loose_new
+        options = timeline.fitting(state, steps, pure)
     return Outcome("ok", len(seen))
 
 

@@ -41,11 +41,9 @@ def shrink(
     ops = close(list(part))
     if not bad(ops):
         return []
-    ops = _least(ops, close, bad, deadline)
     if isinstance(make_model(), ListModel):
         within = ops = _fewer_elements(ops, make_model, deadline)
-        ops = _least(ops, close, bad, deadline)
-    return ops
+    return _least(ops, close, bad, deadline)
 
 
 def violates(ops: Sequence[Op], make_model: Callable[[], Model]) -> bool:
