@@ -31,6 +31,8 @@ WATCH_SECONDS = 0.5
 """How often the foreground command looks after its nodes."""
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What tells the foreground command to stop: Ctrl-C, `kill`, a closed terminal."""
+NODES_MAX = 9
+"""More would show nothing new, and only be slower on one machine."""
 DEV_SHARDS_MAX = 256
 """Each is an environment of its own in every node of this machine; a cluster may have more (`raftcache.ids.SHARDS_MAX`)."""
 
@@ -41,7 +43,7 @@ def tag_option(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.group(invoke_without_command=True, subcommand_metavar="[COMMAND]")
-@click.option("--nodes", type=click.IntRange(1, 9), help="How many nodes.  [default: 3]")
+@click.option("--nodes", type=click.IntRange(1, NODES_MAX), help="How many nodes.  [default: 3]")
 @click.option("--shards", type=click.IntRange(1, DEV_SHARDS_MAX), help="How many shards.  [default: 8]")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Keep the data here, and start from it."

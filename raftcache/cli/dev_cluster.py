@@ -36,7 +36,6 @@ from raftcache.errors import Unavailable
 HOST = "127.0.0.1"
 PORTS_PER_NODE = 10
 """Between the first ports of two nodes: 7400, 7410, 7420 are the ones to remember."""
-NODES_MAX = 9
 START_SECONDS = 60.0
 """For a process to listen: about a second, or a minute where the machine does something else as well."""
 LEADER_SECONDS = 60.0

@@ -141,11 +141,6 @@ class Listen:
         return self.advertise_client or self.client
 
     @property
-    def advertised_peer(self) -> str:
-        """The address that other nodes are told to dial."""
-        return self.advertise_peer or self.peer
-
-    @property
     def advertised_admin(self) -> str:
         """The address that operators' tools are told to dial."""
         return self.advertise_admin or self.admin

@@ -193,10 +193,6 @@ class Machine:
         """The state hash, 128 bits. Sums over the slots that hold records: for comparisons, not for every entry."""
         return self._hashes.total()
 
-    def slot_hash(self, slot: Slot) -> tuple[int, int]:
-        """Count of records and hash of one slot."""
-        return self._hashes.of(slot)
-
     @property
     def session_count(self) -> int:
         """Open sessions."""

@@ -54,7 +54,6 @@ class Checkpointing:
         self.checkpoints = 0
         self.snapshots_sent = 0
         self.snapshots_received = 0
-        self.snapshot_failures = 0
 
     # --- Taking them --------------------------------------------------------------------------------------------------
 
@@ -193,8 +192,6 @@ class Checkpointing:
         reader.close()
         if ok:
             self.snapshots_sent += 1
-        else:
-            self.snapshot_failures += 1
         engine = self._engine
         engine.observer.event("snapshot_sent", shard=replica.shard, to=to, index=reader.meta.index, ok=ok)
         # Whoever the replica is now: one that was rebuilt meanwhile may wait for this very transfer (see `send`).
@@ -232,7 +229,6 @@ class Checkpointing:
         if isinstance(result, CheckpointFailed) and result.fatal:
             engine.fatal(f"snapshot of shard {replica.shard}: {result.error}")
         if not isinstance(result, CheckpointVerified):
-            self.snapshot_failures += 1
             found = result.found if isinstance(result, CheckpointDamaged) else str(result.error)
             engine.observer.event("snapshot_refused", shard=replica.shard, index=result.meta.index, error=found)
         current = engine.replicas.get(replica.replica_id)

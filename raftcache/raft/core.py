@@ -299,10 +299,6 @@ class Raft:
         """Whether the state is lost and a snapshot is awaited: no campaign, no reads, no applies until then."""
         return self.log.state_lost
 
-    def term_of(self, index: Index) -> Term | None:
-        """The term of the entry at `index`; None where it is compacted or not there."""
-        return self.log.term(index)
-
     def committed_in_own_term(self) -> bool:
         """Leader: whether an entry of its own term is committed, so that `commit` is truly the group's (thesis §6.4)."""
         return self.role is Role.LEADER and self.log.commit >= self._term_start

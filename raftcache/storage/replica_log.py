@@ -170,11 +170,6 @@ class ReplicaLog:
             index = Index(index - 1)
         return Index(max(index, self.start_index))
 
-    def bytes_between(self, after: Index, upto: Index) -> int:
-        """Data bytes of the entries in `(after, upto]` that are held."""
-        base = self.start_index
-        return sum(self._lengths[max(0, after - base) : max(0, upto - base)])
-
     def oldest_segment(self) -> int | None:
         """The oldest segment in which an entry of this log lies; None for an empty log."""
         return min([segment for _, segment in self._runs]) if self._runs else None

@@ -186,9 +186,7 @@ class Accepted:
             case FrameType.RAFT:
                 if self.bootstrap_only or self.purpose is not Purpose.LINK:
                     raise ProtocolError(f"node {node} sent Raft messages on a connection that is not for them")
-                messages = decode_section(payload)
-                connection.traffic.messages_received += len(messages)
-                self._local.handler.on_messages(node, messages)
+                self._local.handler.on_messages(node, decode_section(payload))
             case FrameType.REQUEST:
                 self._on_request(node, payload)
             case FrameType.PING:
@@ -252,7 +250,6 @@ class Accepted:
         if self._leaving:
             return  # past our goodbye, which told the last request that counts
         self._last_request_id = request_id
-        self.connection.traffic.requests_received += 1
         self._unanswered += 1
         if self.bootstrap_only and kind not in self._local.bootstrap_kinds:
             self._answer(request_id, Status.NOT_INITIALISED, b"")

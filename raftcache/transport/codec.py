@@ -90,9 +90,6 @@ _ENTRY_KINDS = (EntryKind.COMMANDS, EntryKind.CONFIGURATION, EntryKind.EMPTY)
 assert all(kind == number for number, kind in enumerate(_ENTRY_KINDS))
 assert len(_ENTRY_KINDS) == len(EntryKind)
 
-APPEND_OVERHEAD_BYTES = _APPEND.size
-ENTRY_OVERHEAD_BYTES = _ENTRY.size
-
 
 def encode_heartbeat(shard: ShardId, m: Heartbeat) -> bytes:
     return _HEARTBEAT.pack(shard, m.to, m.from_, m.term, m.commit, m.read_position, m.level)

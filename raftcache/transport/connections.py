@@ -38,14 +38,7 @@ class Traffic:
     bytes_sent: int = 0
     bytes_received: int = 0
     writes: int = 0
-    frames_received: int = 0
-    messages_sent: int = 0
-    messages_received: int = 0
     messages_dropped: int = 0
-    requests_sent: int = 0
-    requests_received: int = 0
-    connects: int = 0
-    disconnects: int = 0
     dial_failures: int = 0
 
 
@@ -106,12 +99,11 @@ class Connection(asyncio.Protocol):
         if self.ended:
             return
         self.silent_rounds = 0
-        traffic, parser = self.traffic, self.parser
-        traffic.bytes_received += len(data)
+        parser = self.parser
+        self.traffic.bytes_received += len(data)
         parser.receive(data)
         try:
             while (frame := parser.next_frame()) is not None:
-                traffic.frames_received += 1
                 self._owner.on_frame(self, *frame)
                 if self.ended:
                     return
@@ -150,9 +142,7 @@ class Connection(asyncio.Protocol):
         outbox = self.outbox
         if not self._writable() or outbox.is_empty():
             return
-        taken = outbox.messages_taken
         data = outbox.take(WRITE_BYTES)
-        self.traffic.messages_sent += outbox.messages_taken - taken
         if data:
             self._write(data)
         # The kernel took it all: nobody will call `resume_writing`. Others on the loop go first, though.

@@ -135,7 +135,6 @@ class Link:
                 refused = error
             else:
                 if self.outbox.add_call(call):
-                    self.traffic.requests_sent += 1
                     self._mark_dirty()
                     self._local.flush_soon()
                     return
@@ -366,7 +365,6 @@ class Link:
         self._reported = ""
         self._failures = 0
         self._ping_pending, self._ping_sent_ns = False, 0
-        self.traffic.connects += 1
         self.outbox.frame_bytes_max = min(local.settings.frame_bytes_max, theirs.frame_bytes_max)
         if self.bootstrap_only:
             self.traffic.messages_dropped += self.outbox.clear_messages()
@@ -401,7 +399,6 @@ class Link:
         self._connection = None
         if error is not None or not self.error:
             self.error = str(error) if error is not None else "the connection was closed"
-        self.traffic.disconnects += 1
         was_connected = not self.bootstrap_only
         self._to_rest()
         if self.node != ANY_NODE and was_connected:

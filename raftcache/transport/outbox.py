@@ -78,7 +78,6 @@ class Outbox:
         "_urgent",
         "_urgent_bytes",
         "frame_bytes_max",
-        "messages_taken",
         "messages_too_large",
     )
 
@@ -101,8 +100,6 @@ class Outbox:
         """The largest payload that both ends allow; set by the handshake. Nothing larger gets in."""
         self.messages_too_large = 0
         """Raft messages refused because no frame holds them: Raft would repeat them for ever, so somebody must be told."""
-        self.messages_taken = 0
-        """Raft messages handed over so far."""
 
     # --- In -----------------------------------------------------------------------------------------------------------
 
@@ -225,7 +222,6 @@ class Outbox:
         heartbeats, replies = self._heartbeats, self._heartbeat_replies
         head = encode_head(heartbeats=len(heartbeats), heartbeat_replies=len(replies), messages=count)
         writer.add(FrameType.RAFT, [head, *heartbeats.values(), *replies.values(), *messages], size)
-        self.messages_taken += count + len(heartbeats) + len(replies)
         heartbeats.clear()
         replies.clear()
 

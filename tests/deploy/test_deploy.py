@@ -86,7 +86,7 @@ def test_each_node_of_the_compose_file_has_settings_that_load(name: str) -> None
     environment = service["environment"]
     assert isinstance(environment, dict)
     config = load(environ={**IMAGE, **environment})
-    assert (f"{name}:7400", f"{name}:7401") == (config.listen.advertised_client, config.listen.advertised_peer)
+    assert (f"{name}:7400", f"{name}:7401") == (config.listen.advertised_client, config.listen.advertise_peer)
     assert name == service["hostname"]
 
 

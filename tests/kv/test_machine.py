@@ -492,7 +492,7 @@ def test_the_state_survives_its_records(shard: Shard) -> None:
         return (
             machine.applied_index, machine.applied_term, machine.revision, machine.clock_ms, machine.record_count,
             machine.state_hash, machine.ranges, machine.epoch, machine.shard, machine.configuration,
-            machine.session_count, machine.slot_hash(slot_of(b"b")),
+            machine.session_count, machine._hashes.of(slot_of(b"b")),
         )  # fmt: skip
 
     before = said(shard.machine)

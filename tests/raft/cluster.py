@@ -297,7 +297,7 @@ class Shell:
         if not self.checked:
             return getattr(self.raft, name)(*arguments)
         before = self.observe()
-        commit_term = self.raft.term_of(before.commit)
+        commit_term = self.raft.log.term(before.commit)
         try:
             return getattr(self.raft, name)(*arguments)
         finally:
@@ -307,9 +307,9 @@ class Shell:
                 Step(
                     before,
                     after,
-                    term_at_old_commit=self.raft.term_of(before.commit),
+                    term_at_old_commit=self.raft.log.term(before.commit),
                     term_at_old_commit_before=commit_term,
-                    term_at_old_last=self.raft.term_of(before.last_index),
+                    term_at_old_last=self.raft.log.term(before.last_index),
                     state_replaced=name == "persisted" and arguments[0].snapshot_keeps_log,
                 )
             )
@@ -464,7 +464,7 @@ class Shell:
     def observe(self) -> State:
         """What the invariants need to know of this replica now."""
         raft = self.raft
-        last_term = raft.term_of(raft.last_index)
+        last_term = raft.log.term(raft.last_index)
         return State(
             replica=self.id,
             role=raft.role,
@@ -556,11 +556,11 @@ class Shell:
         if after.role is Role.LEADER:
             ghost.check_election_safety(self.id, after.term)
             if before.role is not Role.LEADER:
-                ghost.check_leader_completeness(after, raft.term_of, first)
+                ghost.check_leader_completeness(after, raft.log.term, first)
         ghost.check_followed_leader_was_elected(self.id, after.term, after.leader)
         if after.commit > before.commit:
             by_counting = after.role is Role.LEADER
-            top = raft.term_of(after.commit)
+            top = raft.log.term(after.commit)
             assert top is not None, f"{self.id} commits {after.commit}, of which it knows no term"
             if by_counting:
                 ghost.check_commit_is_of_own_term(after, after.commit, top)
@@ -568,7 +568,7 @@ class Shell:
                 if len(disks) > 1:
                     ghost.check_commit_is_durable_on_a_quorum(after, after.commit, top, disks)
             for index in range(before.commit + 1, after.commit + 1):
-                term = raft.term_of(Index(index))
+                term = raft.log.term(Index(index))
                 if term is not None:
                     ghost.check_committed_once(self.id, Index(index), term, after.term)
         if (before.configuration_index, before.last_index, before.last_term) != (
@@ -576,7 +576,7 @@ class Shell:
             after.last_index,
             after.last_term,
         ):
-            ghost.check_configuration_is_the_latest_in_the_log(after, raft.term_of, first)
+            ghost.check_configuration_is_the_latest_in_the_log(after, raft.log.term, first)
 
 
 Predicate = Callable[[Message], bool]
@@ -806,7 +806,7 @@ class Cluster:
 
         def led() -> bool:
             found = [shell for shell in self.leaders() if among is None or shell.id in among]
-            return bool(found) and found[-1].raft.term_of(found[-1].raft.commit) == found[-1].raft.term
+            return bool(found) and found[-1].raft.log.term(found[-1].raft.commit) == found[-1].raft.term
 
         self.tick_until(led, ticks_max=ticks_max)
         return [shell for shell in self.leaders() if among is None or shell.id in among][-1]
@@ -872,7 +872,7 @@ class Cluster:
             assert (shell.raft.commit, shell.raft.last_index) == (first.raft.commit, first.raft.last_index), (
                 self.describe()
             )
-            assert shell.raft.term_of(shell.raft.last_index) == first.raft.term_of(first.raft.last_index), (
+            assert shell.raft.log.term(shell.raft.last_index) == first.raft.log.term(first.raft.last_index), (
                 self.describe()
             )
             assert shell.data() == first.data(), f"{first.id} has {first.data()}, {shell.id} has {shell.data()}"

@@ -216,7 +216,7 @@ class Narrator:
         if before.role is not Role.LEADER:
             self.say(f"{shell.id} learns that all up to {after.commit} is committed")
             return
-        term = shell.raft.term_of(after.commit)
+        term = shell.raft.log.term(after.commit)
         assert term is not None, f"{shell.id} commits {after.commit} without knowing its term"
         # The configuration of before: with this commit the leader may have moved on to the next one.
         halves = [before.configuration.voters, before.configuration.voters_outgoing]

@@ -129,7 +129,7 @@ class Script:
 
             def new_leader() -> bool:
                 found = [s for s in self.cluster.leaders() if (s.id, s.raft.term) not in known and s.raft.term >= term]
-                return bool(found) and found[-1].raft.term_of(found[-1].raft.commit) == found[-1].raft.term
+                return bool(found) and found[-1].raft.log.term(found[-1].raft.commit) == found[-1].raft.term
 
             self.cluster.tick_until(new_leader, only=who)
         else:

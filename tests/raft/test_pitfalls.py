@@ -535,7 +535,7 @@ def test_pitfall_24_snapshot_carries_term_and_configuration() -> None:
     cluster.tick(3)
     newcomer = cluster[4]
     assert newcomer.raft.configuration.voters == (1, 2, 3, 4)
-    assert newcomer.raft.term_of(Index(7)) == 2
+    assert newcomer.raft.log.term(Index(7)) == 2
     refused = only(newcomer.deliver(RequestVote(FOUR, THREE, Term(9), Index(2), Term(2), transfer=True)), VoteReply)
     assert [r.granted for r in refused] == [False]
 
@@ -568,7 +568,7 @@ def test_pitfall_26_truncated_entries_do_not_come_back() -> None:
     shell.compact(4)
     shell.crash()
     shell.restart()
-    assert (shell.raft.last_index, shell.raft.term_of(Index(4))) == (4, 2)
+    assert (shell.raft.last_index, shell.raft.log.term(Index(4))) == (4, 2)
     # And it votes accordingly: a log that ends at (5, term 1) is behind.
     replies = only(shell.deliver(RequestVote(ONE, THREE, Term(3), Index(5), Term(1))), VoteReply)
     assert [r.granted for r in replies] == [False]

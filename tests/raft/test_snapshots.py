@@ -57,7 +57,7 @@ def test_snapshot_replaces_an_older_log(log: tuple[int, ...]) -> None:
     replies = only(shell.run(), AppendReply)
     assert [(r.to, r.index, r.rejected) for r in replies] == [(2, 11, False)]
     assert (shell.raft.commit, shell.raft.applied, shell.raft.last_index) == (11, 11, 11)
-    assert shell.raft.term_of(Index(11)) == 3
+    assert shell.raft.log.term(Index(11)) == 3
     assert shell.raft.configuration == Configuration(voters=ids(1, 2, 3, 4), learners=ids(5))
     assert shell.terms() == []
     assert len(shell.machine) == 10
