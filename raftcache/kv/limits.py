@@ -160,6 +160,13 @@ def check_operation(operation: Operation, limits: KvLimits, *, internal: bool = 
             return SHARD_WIDE
 
 
+def is_plain(put: Put) -> bool:
+    """Whether a put is nothing but a key and a value within the ceilings, as `PutMany` has them: nothing refuses it then."""
+    if put.conditions or put.return_previous or put.ttl_ms or put.lease or put.namespace:
+        return False
+    return 0 < len(put.key) <= KEY_BYTES_CEILING and len(put.value) <= VALUE_BYTES_CEILING
+
+
 def check_stamp(stamp: SessionStamp) -> None:
     """Check a session stamp's numbers as such. Raises: `InvalidRequest`."""
     _check_integer("session", stamp.session, lo=1)

@@ -49,10 +49,10 @@ from raftcache.kv.layout import (
 from raftcache.kv.limits import (
     CEILINGS,
     KEY_BYTES_CEILING,
-    VALUE_BYTES_CEILING,
     KvLimits,
     check_operation,
     check_ranges,
+    is_plain,
     shown,
 )
 from raftcache.kv.meta import Ownership, SessionLimits, State, StoredConfiguration
@@ -348,14 +348,7 @@ class Machine:
         """Evaluate a command, then write. What it returns as a `Failure` has changed nothing."""
         operation = command.operation
         # Most of what a cache writes takes this path: a put in the plain namespace that nothing can refuse.
-        if (
-            type(operation) is Put
-            and not operation.conditions
-            and not operation.return_previous
-            and not (operation.ttl_ms or operation.lease or operation.namespace)
-            and 0 < len(operation.key) <= KEY_BYTES_CEILING
-            and len(operation.value) <= VALUE_BYTES_CEILING
-        ):
+        if type(operation) is Put and is_plain(operation):
             key = operation.key
             if slot_of(key) != command.slot:
                 # A wrong slot would be accounted in the wrong sum, and hold every later verification against us.

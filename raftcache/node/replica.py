@@ -25,12 +25,26 @@ from raftcache.errors import (
     Overloaded,
     RaftCacheError,
     Unavailable,
+    WrongShard,
 )
-from raftcache.ids import Index, ReplicaId, ShardId, Term
+from raftcache.ids import Index, ReplicaId, Revision, ShardId, Term
 from raftcache.kv.codec import encode_batch
+from raftcache.kv.limits import is_plain
 from raftcache.kv.machine import Machine
-from raftcache.kv.operations import Command, Failure, Get, PutManyResult, Result, Scan, puts_in
+from raftcache.kv.operations import (
+    Command,
+    Failure,
+    Get,
+    Put,
+    PutMany,
+    PutManyResult,
+    Result,
+    Scan,
+    WriteResult,
+    puts_in,
+)
 from raftcache.kv.result_codec import error_of
+from raftcache.kv.slots import SHARD_WIDE
 from raftcache.node.api import Reply, ReplySink, Request
 from raftcache.node.settings import MS, EngineSettings
 from raftcache.node.tracing import EntryTraces
@@ -177,14 +191,25 @@ class Replica:
         settings = self._settings
         batch: list[Waiting] = []
         commands: list[Command] = []
+        puts: PutMany | None = None
         size = 0
         while self._queue and size < settings.entry_bytes_max and len(batch) < settings.entry_commands_max:
             request, sink = self._queue.popleft()
             if request.deadline_ns <= now_ns:
                 self._refuse(request, sink, DeadlineExpired("the deadline passed before the write was proposed"))
                 continue
-            assert not isinstance(request.operation, (Get, Scan)), "reads are never proposed"
-            commands.append(Command(request.operation, request.slot, request.stamp))
+            operation = request.operation
+            assert not isinstance(operation, (Get, Scan)), "reads are never proposed"
+            if type(operation) is Put and request.stamp is None and is_plain(operation):
+                # Puts next to each other are one command: everybody who applies it is spared the others.
+                if puts is None:
+                    puts = PutMany([], [])
+                    commands.append(Command(puts, SHARD_WIDE))
+                puts.keys.append(operation.key)
+                puts.values.append(operation.value)
+            else:
+                puts = None
+                commands.append(Command(operation, request.slot, request.stamp))
             batch.append((request, sink))
             size += request.cost
         return batch, commands
@@ -301,12 +326,33 @@ class Replica:
                 self._refuse(request, sink, lost)
             return
         self._in_hand = batch
-        assert len(results) == len(batch), f"{len(results)} results for {len(batch)} commands at index {entry.index}"
+        if any(type(result) is PutManyResult for result in results):
+            results = self._by_request(results, batch)
+        assert len(results) == len(batch), f"{len(results)} results for {len(batch)} requests at index {entry.index}"
         shard, index, answer = self.shard, entry.index, self._answer
         for (request, sink), result in zip(batch, results, strict=True):
             outcome = error_of(result.reason, result.message, definite=True) if isinstance(result, Failure) else result
             answer(request, sink, Reply(request.token, outcome, shard, index))
         self._in_hand = []
+
+    def _by_request(self, results: list[Result], batch: list[Waiting]) -> list[Result]:
+        """The results with those of puts that `_next_batch` put together taken apart again."""
+        found: list[Result] = []
+        for result in results:
+            if type(result) is not PutManyResult or type(batch[len(found)][0].operation) is PutMany:
+                found.append(result)
+                continue
+            refused = set(result.refused)
+            revision = result.revision - (result.count - len(refused))
+            for position in range(result.count):
+                if position in refused:
+                    found.append(
+                        Failure(WrongShard.reason, f"shard {self.shard} does not own the slot; nothing was changed")
+                    )
+                else:
+                    revision += 1
+                    found.append(WriteResult(Revision(revision)))
+        return found
 
     def _hold_reads(self, read_states: list[ReadState]) -> None:
         for read_state in read_states:

@@ -14,9 +14,10 @@ from raftcache.errors import (
     RaftCacheError,
     Unavailable,
 )
-from raftcache.ids import NodeId, ShardId, Slot
+from raftcache.ids import Index, NodeId, Revision, ShardId, Slot
+from raftcache.kv.codec import decode_batch
 from raftcache.kv.machine import Machine
-from raftcache.kv.operations import Get, GetResult, Put, Scan, ScanResult, WriteResult
+from raftcache.kv.operations import Get, GetResult, Put, PutMany, PutManyResult, Scan, ScanResult, WriteResult
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import Consistency, Reply, Request
 from raftcache.node.kinds import KIND_FORWARD
@@ -525,6 +526,42 @@ def test_request_that_met_the_wrong_shard_goes_to_the_owner_of_the_newer_directo
         nodes.tick(2)
         assert isinstance(asked.result, WriteResult)
         assert new == asked.reply.shard
+
+
+def test_puts_next_to_each_other_are_one_command_and_keep_results_of_their_own() -> None:
+    """Plain puts are put together in the log, other writes stand between them; each gets its own revision, or its refusal."""
+    nodes = Nodes(1)
+    node = nodes.lead()
+    replica = node.replica()
+    machine = replica.machine
+    assert machine is not None
+    gone = slot_of(b"gone")
+    machine._owned = machine._owned[:gone] + b"\0" + machine._owned[gone + 1 :]
+    before = machine.revision
+    operations = [
+        Put(b"a", b"1"),
+        Put(b"gone", b"1"),
+        Put(b"b", b"1"),
+        Put(b"a", b"2", return_previous=True),
+        PutMany([b"c", b"gone", b"d"], [b"1", b"1", b"1"]),
+        Put(b"c", b"2"),
+        Put(b"gone", b"2"),
+    ]
+    asked = [
+        nodes.ask(node, operation, run=False, shard=SHARD if isinstance(operation, PutMany) else None)
+        for operation in operations
+    ]
+    nodes.run()
+    index = asked[0].reply.index
+    (entry,) = replica.log.entries(index, Index(index + 1), 1 << 20)
+    assert [PutMany, Put, PutMany, PutMany] == [type(each.operation) for each in decode_batch(entry.data).commands]
+    found = [one.replies[0].result if one.replies else None for one in asked]
+    assert None is found[1] is found[6], "the router waits for a directory that says where they belong"
+    revisions = [before + 1, before + 2, before + 3, before + 5, before + 6]
+    assert revisions == [result.revision for result in found if isinstance(result, (WriteResult, PutManyResult))]
+    assert isinstance(found[3], WriteResult)
+    assert found[3].previous is not None
+    assert PutManyResult(Revision(before + 5), 3, (1,)) == found[4]
 
 
 # --- The end ------------------------------------------------------------------------------------------------------
