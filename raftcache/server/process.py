@@ -134,6 +134,21 @@ class Ports:
     admin: tuple[str, int]
 
 
+@dataclass(slots=True, frozen=True)
+class Reporting:
+    """How the process tells of itself."""
+
+    log: Logging
+    metrics: Metrics
+    observer: TelemetryObserver
+    tracer: Tracer
+
+    def fatal(self, reason: str) -> NoReturn:
+        """Ends the process at once: going on could lose or invent data."""
+        self.observer.event("node_fatal", reason=reason)
+        exit_process(reason)
+
+
 class NodeProcess:
     """One node. `run` serves until `stop` is called or a signal comes."""
 
@@ -173,33 +188,12 @@ class NodeProcess:
 
     async def _serve(self, data: DataDirectory) -> None:
         config, clock = self._config, self._clock
-        loop = asyncio.get_running_loop()
         name = config.node.name or socket.gethostname()
-        log = Logging(
-            stream=standard_error(),
-            level=config.log.level,
-            format=config.log.format,
-            monotonic_ns=clock.monotonic_ns,
-            wall_ms=clock.wall_ms,
-            fields={"node_id": str(data.identity.node), "node": name},
+        reporting = self._reporting(data.identity.node, name)
+        home = DiskHome(self._disk, data, WalConfig(segment_bytes=config.storage.segment_bytes), reporting.fatal)
+        scheduler = LoopScheduler(
+            asyncio.get_running_loop(), lambda error: reporting.fatal(f"{type(error).__name__}: {error}")
         )
-        metrics = Metrics()
-        observer = TelemetryObserver(metrics, log)
-
-        tracing = config.telemetry
-        tracer = make_tracer(
-            tracing.tracing,
-            sample_ratio=tracing.trace_sample_ratio,
-            otlp_endpoint=tracing.otlp_endpoint,
-            attributes={"node_id": str(data.identity.node), "node": name},
-        )
-
-        def fatal(reason: str) -> NoReturn:
-            observer.event("node_fatal", reason=reason)
-            exit_process(reason)
-
-        home = DiskHome(self._disk, data, WalConfig(segment_bytes=config.storage.segment_bytes), fatal)
-        scheduler = LoopScheduler(loop, lambda error: fatal(f"{type(error).__name__}: {error}"))
         handler = HostHandler(data)
         network = PeerNetwork(
             self._peer_settings(),
@@ -215,40 +209,65 @@ class NodeProcess:
             begin_snapshot=handler.on_snapshot,
             bootstrap_kinds=BOOTSTRAP_KINDS,
             incarnations=handler.incarnations,
-            report=observer.event,
+            report=reporting.observer.event,
         )
         try:
-            with log.routed_stdlib():
+            with reporting.log.routed_stdlib():
                 async with asyncio.TaskGroup() as tasks:
                     peer = await _listening("listen.peer", config.listen.peer, lambda *_: network.start(tasks))
                     try:
-                        host = self._build_host(name, data, home, peer, network, scheduler, observer, fatal, tracer)
-                        handler.host = host
-                        await self._serve_cluster(host, network, peer, observer, metrics, tracer)
+                        entry = self._entry(data.identity.node, name, peer)
+                        handler.host = self._build_host(entry, data, home, network, scheduler, reporting)
+                        await self._serve_cluster(handler.host, network, peer, reporting)
                     finally:
                         await network.aclose()
                         scheduler.close()
-                        tracer.close()
+                        reporting.tracer.close()
         except BaseExceptionGroup as group:
             # The group wraps what its own body raised too; an operator is owed the one sentence inside.
             refusals, others = group.split(RaftCacheError)
             if refusals is not None and others is None:
                 raise refusals.exceptions[0] from None
             raise
-        observer.event("node_stopped")
-        log.close()
+        reporting.observer.event("node_stopped")
+        reporting.log.close()
+
+    def _reporting(self, node: NodeId, name: str) -> Reporting:
+        config, clock = self._config, self._clock
+        fields = {"node_id": str(node), "node": name}
+        log = Logging(
+            stream=standard_error(),
+            level=config.log.level,
+            format=config.log.format,
+            monotonic_ns=clock.monotonic_ns,
+            wall_ms=clock.wall_ms,
+            fields=fields,
+        )
+        metrics = Metrics()
+        telemetry = config.telemetry
+        tracer = make_tracer(
+            telemetry.tracing,
+            sample_ratio=telemetry.trace_sample_ratio,
+            otlp_endpoint=telemetry.otlp_endpoint,
+            attributes=fields,
+        )
+        return Reporting(log, metrics, TelemetryObserver(metrics, log), tracer)
+
+    def _entry(self, node: NodeId, name: str, peer: tuple[str, int]) -> DirectoryNode:
+        """This node as the directory should have it. `peer` is where it listens, also where the setting says port 0."""
+        listen = self._config.listen
+        return DirectoryNode(
+            node, name, listen.advertise_peer or _joined(peer), listen.advertised_client, listen.advertised_admin
+        )
 
     def _build_host(
         self,
-        name: str,
+        entry: DirectoryNode,
         data: DataDirectory,
         home: DiskHome,
-        peer: tuple[str, int],
         network: PeerNetwork,
         scheduler: LoopScheduler,
-        observer: TelemetryObserver,
-        fatal: Callable[[str], NoReturn],
-        tracer: Tracer,
+        reporting: Reporting,
     ) -> Host:
         config = self._config
         loop = asyncio.get_running_loop()
@@ -263,14 +282,6 @@ class NodeProcess:
                 disk=self._disk,
             )
 
-        listen = config.listen
-        entry = DirectoryNode(
-            data.identity.node,
-            name,
-            listen.advertise_peer or _joined(peer),
-            listen.advertised_client,
-            listen.advertised_admin,
-        )
         return Host(
             entry=entry,
             cluster=home.cluster,
@@ -284,22 +295,17 @@ class NodeProcess:
             clock=self._clock,
             random=random.Random(secrets.randbits(64)),
             new_id=lambda: secrets.randbits(62) + 1,
-            observer=observer,
-            fatal=fatal,
+            observer=reporting.observer,
+            fatal=reporting.fatal,
             disk_free=lambda: self._disk.free_bytes(data.path),
-            tracer=tracer,
+            tracer=reporting.tracer,
         )
 
     async def _serve_cluster(
-        self,
-        host: Host,
-        network: PeerNetwork,
-        peer: tuple[str, int],
-        observer: TelemetryObserver,
-        metrics: Metrics,
-        tracer: Tracer,
+        self, host: Host, network: PeerNetwork, peer: tuple[str, int], reporting: Reporting
     ) -> None:
         config, clock = self._config, self._clock
+        metrics, observer = reporting.metrics, reporting.observer
         metrics.registry.register(
             NodeCollector(
                 lambda: sample(host, network, self._disk.free_bytes(config.node.data_dir)),
@@ -322,7 +328,7 @@ class NodeProcess:
             stall_ns=config.raft.tick_ms * NS_PER_MS,
             on_stall=lambda lag_ns: observer.event("loop_stalled", seconds=lag_ns / NS_PER_SECOND),
         )
-        front = self._front(host, metrics, tracer, observer)
+        front = self._front(host, reporting)
         try:
             host.open()
             # What recovery built lives as long as the process: no collection needs to look at it again.
@@ -382,8 +388,8 @@ class NodeProcess:
                 await asyncio.sleep(DRAIN_POLL_SECONDS)
         await front.stop(FRONT_GRACE_SECONDS)
 
-    def _front(self, host: Host, metrics: Metrics, tracer: Tracer, observer: TelemetryObserver) -> GrpcFront:
-        config = self._config
+    def _front(self, host: Host, reporting: Reporting) -> GrpcFront:
+        config, tracer, observer = self._config, reporting.tracer, reporting.observer
         limits, tls = config.limits, config.tls
         nowhere = Directory(NO_CLUSTER, 0)
         unowned = nowhere.slot_table()
@@ -420,7 +426,7 @@ class NodeProcess:
                 tls=files,
             ),
             self._clock,
-            on_answered=metrics.rpc,
+            on_answered=reporting.metrics.rpc,
             on_bug=lambda error: observer.event("request_failed", reason=_told(error)),
         )
 
