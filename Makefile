@@ -79,7 +79,7 @@ examples/%/node_modules/.installed: examples/%/package.json
 # --- Checks -------------------------------------------------------------------------------------------------------
 
 test: setup $(EXAMPLES_NODE)
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 check: lint types contracts proto-drift
 	@$(MAKE) --no-print-directory test

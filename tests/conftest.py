@@ -2,12 +2,39 @@
 
 Random tests print what replays them (`print_blob`) and have no deadline: a timing is never a pass criterion. A longer run:
 HYPOTHESIS_PROFILE=long make test.
+
+`make test` runs two workers. What starts processes of its own runs in one of them, one test after the other: two clusters at
+a time would take each other's processor, and what they show is what happens when time passes.
 """
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("default", deadline=None, print_blob=True, max_examples=100)
 settings.register_profile("long", settings.get_profile("default"), max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+TOP = Path(__file__).parents[1]
+STARTS_PROCESSES = (
+    "tests/integration",
+    "tests/cli",
+    "tests/client",
+    "tests/server",
+    "tests/benchmarks",
+    "jepsen-style/tests",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Names the one group and puts it first: a worker takes a group as a whole, and this one takes longest."""
+    for item in items:
+        if _starts_processes(item):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+    items.sort(key=_starts_processes, reverse=True)
+
+
+def _starts_processes(item: pytest.Item) -> bool:
+    return item.path.is_relative_to(TOP) and item.path.relative_to(TOP).as_posix().startswith(STARTS_PROCESSES)
