@@ -473,14 +473,14 @@ class Engine:
             if not self._directory_kept:
                 self._directory_kept = self._on_directory(self.directory)
         if self.router.refusing:
-            self._hand_off()
+            self.keeper.hand_off()
         self.lifecycle.tick()
         self.checkpointing.tick()
         self.keeper.tick()
         self._schedule()
 
     def _check_disk(self) -> None:
-        """Below the floor writes are refused and leadership goes to nodes with room (`_hand_off`); votes and reads go on."""
+        """Below the floor writes are refused and leadership goes to nodes with room (`Keeper.hand_off`); votes and reads go on."""
         free, floor = self._disk_free(), self.settings.disk_free_bytes_min
         low = self.commit.full or ("the log has no room" if self.wal.full else "")
         if not low and free < floor:
@@ -507,13 +507,6 @@ class Engine:
         elif replica.full and not full:
             replica.full = ""
             self.observer.event("state_has_room", shard=replica.shard)
-
-    def _hand_off(self) -> None:
-        """Every shard led here goes to whoever can take it. With each tick: now and then no voter counts as active, because
-        the leader has just begun to count anew."""
-        for replica in self.replicas.values():
-            if replica.leads and replica.raft.lead_transferee == NO_REPLICA:
-                self.transfer(replica)
 
     def _preallocate(self) -> None:
         with contextlib.suppress(StorageFull):

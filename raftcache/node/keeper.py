@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from raftcache.errors import (
@@ -64,6 +65,8 @@ BALANCE_TENURE_NS = 15_000 * MS
 """A leader keeps what it got for longer than a clean shutdown takes, lest it hand a shard back to a node that is leaving."""
 BALANCE_PAUSE_TICKS = 150
 """A node that did not want to lead is asked again after 15 s: until then it has left, or has room again."""
+HAND_OFF_EVERY_TICKS = 2
+"""Between two questions who takes a leadership that has to go."""
 REFRESH_EVERY_TICKS = 50
 """How often a node looks whether the directory has it as it is; also the pause after a failed correction."""
 STEP_EVERY_TICKS = 2
@@ -237,6 +240,35 @@ class Keeper:
             return
         if self._may_go_home(replica, shard):
             engine.transfer(replica, preferred)
+
+    # --- Leaders leave a full disk ------------------------------------------------------------------------------------
+
+    def hand_off(self) -> None:
+        """Every shard led here goes to a voter that has room; called with each tick while this node has none.
+
+        Asked first: where every disk is full, a leadership would go round and round, and nobody would answer reads.
+        """
+        engine = self._engine
+        if self._ticks % HAND_OFF_EVERY_TICKS:
+            return
+        for replica in engine.replicas.values():
+            if not replica.leads or replica.raft.lead_transferee != NO_REPLICA:
+                continue
+            for peer, progress in replica.raft.progress.items():
+                node = engine.node_of(peer)
+                if node is None or node == engine.node or peer not in replica.raft.configuration.voters:
+                    continue
+                if progress.recent_active:
+                    deadline_ns = engine.clock.monotonic_ns() + PUSH_TIMEOUT_NS
+                    engine.network.request(node, KIND_WILLING, b"", partial(self._on_taker, replica, peer), deadline_ns)
+
+    def _on_taker(self, replica: Replica, peer: ReplicaId, answer: bytes | RaftCacheError) -> None:
+        engine = self._engine
+        if answer != b"\1" or engine.wants_to_lead or engine.replicas.get(replica.replica_id) is not replica:
+            return
+        # The first who wants it gets it.
+        if replica.leads and replica.raft.lead_transferee == NO_REPLICA and peer in replica.raft.configuration.voters:
+            engine.transfer(replica, peer)
 
     def on_willing_asked(self) -> bytes:
         """Whether leaderships are welcome here."""

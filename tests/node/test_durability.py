@@ -424,3 +424,24 @@ def test_disk_below_its_floor_lets_the_directory_through() -> None:
     node.disk_free = 1 << 40
     nodes.tick(10)
     assert isinstance(nodes.put(node, b"k").result, WriteResult)
+
+
+def test_leadership_stays_where_every_disk_is_low() -> None:
+    """Nobody has room: writes are refused, reads go on, and no leadership is handed round and round."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        assert isinstance(nodes.put(leader, b"k", b"v").result, WriteResult)
+        for node in nodes:
+            node.disk_free = 0
+        nodes.until(lambda: all(node.engine.router.refusing for node in nodes), "every node to refuse writes")
+        nodes.tick(10)
+        before = {node.node: node.replica().raft.term for node in nodes}
+        nodes.tick(50)
+        after = {node.node: node.replica().raft.term for node in nodes}
+        assert before == after
+        assert isinstance(nodes.put(nodes.lead(), b"k", b"w").result, StorageFull)
+        found = nodes.get(nodes.lead(), b"k").result
+        assert isinstance(found, GetResult)
+        assert found.entry is not None
+        assert b"v" == found.entry.value
