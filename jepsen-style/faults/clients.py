@@ -15,7 +15,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -142,6 +142,9 @@ class Client:
             self._record(wanted, gateway, start_ns, "info", reason="CANCELLED")
             raise
         status, result = status_of(response), result_of(response)
+        if isinstance(response, kv_pb2.DeleteResponse) and not response.deleted:
+            # It changed nothing, has no revision of its own, and says what a read says: there was nothing.
+            wanted = replace(wanted, op="read", extra=wanted.extra | {"asked": "delete"})
         self._record(wanted, gateway, start_ns, status, result=result, header=header_of(response))
         return Outcome(status, "", response, result)
 
@@ -257,6 +260,8 @@ class Stamp:
 
     session: int
     seq: int
+    shard: int
+    """Sessions belong to a shard: another one may give the same number to another session."""
 
 
 def message_of(stamp: Stamp | None) -> types_pb2.SessionStamp | None:
@@ -267,7 +272,7 @@ def message_of(stamp: Stamp | None) -> types_pb2.SessionStamp | None:
 
 
 def facts_of(stamp: Stamp | None) -> Mapping[str, Json]:
-    return {"session": stamp.session, "seq": stamp.seq} if stamp else {}
+    return {"session": f"{stamp.shard}/{stamp.session}", "seq": stamp.seq} if stamp else {}
 
 
 def encode(value: Json) -> bytes:

@@ -19,8 +19,8 @@ from faults.report.facts import RunFacts
 from faults.runner import CHAOS, NONE, Plan, outcome, run
 from faults.workloads import WORKLOADS
 
-OVERHEAD_SECONDS = 15.0
-"""Of a run, apart from its faults: start 4, healing and final reads 6, judging and report 5."""
+OVERHEAD_SECONDS = 11.0
+"""Of a run, apart from its faults: start 4, healing and final reads 5, judging and report 2."""
 FAULT_SECONDS = (10.0, 60.0)
 """How long the faults of one run last, at least and at most."""
 DISPLAY_SECONDS = 10.0

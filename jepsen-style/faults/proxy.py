@@ -17,6 +17,8 @@ Caveat: the kernel under the proxy acknowledges bytes that a cut cable would not
 
 import asyncio
 import random
+import socket
+import struct
 from collections import deque
 from dataclasses import dataclass, fields
 from typing import cast
@@ -201,7 +203,7 @@ class _Pair:
         for side in (self.dialer, self.target):
             if side.transport is not None:
                 if reset:
-                    side.transport.abort()
+                    _reset(side.transport)
                 else:
                     side.transport.close()
 
@@ -253,7 +255,7 @@ class Link:
         for pair in [*self.pairs]:
             pair.tainted = True
             if pair.target.transport is not None:
-                pair.target.transport.abort()
+                _reset(pair.target.transport)
 
     def changed(self) -> None:
         """To be called after a change of `forward` or `backward`."""
@@ -295,4 +297,12 @@ class Link:
             pair.finish(reset=True)
             return
         if pair not in self.pairs and pair.target.transport is not None:
-            pair.target.transport.abort()  # the dialer has gone meanwhile
+            _reset(pair.target.transport)  # the dialer has gone meanwhile
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    # Without lingering the kernel sends RST in the place of FIN.
+    sock = transport.get_extra_info("socket")
+    if sock is not None and not transport.is_closing():
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

@@ -36,7 +36,7 @@ from raftcache.v1 import kv_pb2
 
 CHAOS = "chaos"
 NONE = "none"
-CLIENTS = 6
+CLIENTS = 8
 THINK_SECONDS_MAX = 0.03
 """Between two operations of a client, drawn from 0 to this: 200 to 300 operations a second in all, on two cores."""
 BALLAST_BYTES = 6_000
@@ -323,7 +323,8 @@ class Run:
         disk_faults = bool(self._volume())
         for node in (*scene.nodes, *scene.cluster.left):
             for event in node.events("replica_stopped", "replies_lost", "unknown_event", "node_fatal"):
-                if not (disk_faults and event["event"] == "node_fatal"):
+                # A disk that fails stops the node, or a replica that was just about to read from it.
+                if not (disk_faults and (event["event"] == "node_fatal" or "StateLost" in str(event.get("reason")))):
                     scene.problems.append(f"{node.name} says {event}")
             for status in node.exits:
                 if status not in (KILLED, 0) and not (disk_faults and status == FATAL):

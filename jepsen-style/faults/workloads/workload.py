@@ -88,11 +88,11 @@ async def within_session(client: Client, key: str, write: Callable[[Stamp], Awai
         if answer is None:
             await asyncio.sleep(PAUSE_SECONDS)
             return None
-        stamp = Stamp(answer.session, 1)
+        stamp = Stamp(answer.session, 1, answer.header.shard)
     for _ in range(ATTEMPTS_MAX):
         outcome = await write(stamp)
         if outcome.ok:
-            sessions[key] = Stamp(stamp.session, stamp.seq + 1)
+            sessions[key] = Stamp(stamp.session, stamp.seq + 1, stamp.shard)
             return outcome
         if outcome.reason in ("SESSION_EXPIRED", "SESSION_WINDOW"):
             break
