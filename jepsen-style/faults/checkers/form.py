@@ -28,7 +28,7 @@ def check_form(history: Sequence[Op], *, budget: Budget | None = None) -> Verdic
     answered = sum(op.ok for op in history)
     if not answered:
         return unknown("form", "nothing was answered")
-    return ok("form", f"{len(history)} operations, {answered} answered", operations=len(history), answered=answered)
+    return ok("form", f"{len(history):,} operations, {answered:,} answered", operations=len(history), answered=answered)
 
 
 def _same(one: Op, other: Op) -> bool:

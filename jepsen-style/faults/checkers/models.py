@@ -17,7 +17,7 @@ Balances: TypeAlias = tuple[tuple[str, int], ...]
 
 def name_of(value: Json) -> Hashable:
     """A name for a JSON value: equal for equal values, also where Python's `==` is laxer (1 and True)."""
-    return value if type(value) is str else (json.dumps(value, sort_keys=True),)
+    return value if type(value) is str or type(value) is int else (json.dumps(value, sort_keys=True),)
 
 
 ABSENT = name_of(None)
