@@ -3,10 +3,11 @@
 One turn of the loop (paper Figure 2 and thesis §10.2.1 give the order; the batching is ours):
 
     1. each touched replica proposes what is queued and asks for a read index
-    2. each yields its `Ready`: messages leave at once (a leader sends while it writes), committed entries are applied
+    2. each yields its `Ready`: messages leave at once, a leader sends while it writes
     3. what must be durable, of all replicas, becomes ONE write and ONE fdatasync
     4. only then: `persisted`, and the messages that promise durability
-    5. replies of all of this leave, one list per sink; frames leave, one per peer
+    5. what was committed is applied, while a slow disk still syncs and the followers have their part
+    6. replies of all of this leave, one list per sink; frames leave, one per peer
 
 Rules of this file:
 - synchronous: nothing here awaits. The loop (production) or the simulator calls `tick`, `turn`, `on_messages`, `submit`;
@@ -279,18 +280,23 @@ class Engine:
             touched, self._touched = self._touched, {}
             now_ns = self.clock.monotonic_ns()
             wall_ms = self.clock.wall_ms()
-            for replica in touched.values():
-                self._step_replica(replica, now_ns, wall_ms)
+            readies = [self._step_replica(replica, now_ns, wall_ms) for replica in touched.values()]
             self.commit.persist()
+            # Last: what is committed has time, and what is new is on its way to disks and followers meanwhile.
+            for replica, ready in zip(touched.values(), readies, strict=True):
+                if ready is not None:
+                    self._take(replica, ready, now_ns)
         self.commit.finish_turn()
         self.router.flush()
         self.network.flush()
         if self._touched:
             self._schedule()
 
-    def _step_replica(self, replica: Replica, now_ns: int, wall_ms: int) -> None:
+    def _step_replica(self, replica: Replica, now_ns: int, wall_ms: int) -> Ready | None:
+        """Takes from the core what there is to do; messages leave with it, and its entries go to the log."""
+        ready: Ready | None = None
         if replica.stopped or self.replicas.get(replica.replica_id) is not replica:
-            return
+            return None
         try:
             if replica.leads:
                 replica.propose(now_ns, wall_ms)
@@ -301,7 +307,10 @@ class Engine:
                     self.router.return_unplaced(replica.shard, released)
             if replica.raft.has_ready():
                 ready = self._ready_of(replica)
-                self._dispatch(replica, ready, now_ns)
+                for message in ready.messages:
+                    self._send(replica, message)
+                if ready.snapshot is not None:
+                    self._install(replica, ready)
                 self.commit.add(replica, ready)
             if replica.raft.role is not replica.known_role:
                 replica.known_role = replica.raft.role
@@ -311,6 +320,7 @@ class Engine:
                 self._on_leader_change(replica)
         except Exception as error:  # noqa: BLE001 - the supervisor of replicas
             self.on_replica_error(replica, error)
+        return ready
 
     def _ready_of(self, replica: Replica) -> Ready:
         """The next `Ready`. It reads the log for followers; damage there is not the state's, which could be rebuilt.
@@ -322,16 +332,18 @@ class Engine:
         except Corruption as damage:
             self.fatal(f"the log of shard {replica.shard}: {damage}")
 
-    def _dispatch(self, replica: Replica, ready: Ready, now_ns: int) -> None:
-        for message in ready.messages:
-            self._send(replica, message)
-        if ready.snapshot is not None:
-            self._install(replica, ready)
-        before = replica.commands_applied
-        replica.take(ready, now_ns)
-        if ready.committed:
-            self.observer.applied(self.clock.monotonic_ns() - now_ns, replica.commands_applied - before)
-            self._after_apply(replica, now_ns)
+    def _take(self, replica: Replica, ready: Ready, now_ns: int) -> None:
+        """Applies what is committed, and serves what may be read."""
+        if replica.stopped or self.replicas.get(replica.replica_id) is not replica:
+            return
+        before, started_ns = replica.commands_applied, self.clock.monotonic_ns()
+        try:
+            replica.take(ready, now_ns)
+            if ready.committed:
+                self.observer.applied(self.clock.monotonic_ns() - started_ns, replica.commands_applied - before)
+                self._after_apply(replica, now_ns)
+        except Exception as error:  # noqa: BLE001 - the supervisor of replicas
+            self.on_replica_error(replica, error)
 
     def _send(self, replica: Replica, message: Message) -> None:
         if isinstance(message, InstallSnapshot):

@@ -88,7 +88,7 @@ class GroupCommit:
     # --- What is to become durable ------------------------------------------------------------------------------------
 
     def add(self, replica: Replica, ready: Ready) -> None:
-        """Takes a `Ready` whose messages left and whose entries were applied; `persisted` is called with it."""
+        """Takes a `Ready` whose messages left; `persisted` is called with it."""
         if not ready.must_sync and not ready.messages_after_persist:
             return
         if len(self._group) >= READIES_HELD_MAX and not ready.must_sync:
