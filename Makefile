@@ -20,7 +20,7 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 EXAMPLES_NODE := $(patsubst %/package.json,%/node_modules/.installed,$(wildcard examples/*/package.json))
 
-.PHONY: help setup versions test check lint format types contracts proto proto-drift demo bench sim clean
+.PHONY: help setup versions test check lint format types contracts proto proto-drift demo bench sim jepsen jepsen-doctor clean
 
 help:
 	@echo "make setup        create $(VENV) and install what the project needs"
@@ -34,6 +34,7 @@ help:
 	@echo "make demo         a cluster on this machine, a killed leader, no lost write"
 	@echo "make bench        benchmarks"
 	@echo "make sim          the deterministic simulation"
+	@echo "make jepsen       faults on real nodes, and what the clients may conclude (make jepsen-doctor: which faults)"
 	@echo "make clean        remove caches and $(VENV)"
 
 # --- Set-up -------------------------------------------------------------------------------------------------------
@@ -116,9 +117,20 @@ bench: setup
 
 # make sim                 one minute of fresh seeds;  make sim MINUTES=60  for long runs
 # make sim SEED=1234       replays one seed
-MINUTES ?= 1
 sim: setup
-	$(BIN)/python -m tests.simulation.run $(if $(SEED),$(SEED),--minutes $(MINUTES))
+	$(BIN)/python -m tests.simulation.run $(if $(SEED),$(SEED),--minutes $(or $(MINUTES),1))
+
+# make jepsen MINUTES=10                     all workloads and faults that fit into the time
+# make jepsen MINUTES=1 WORKLOAD=register NEMESIS=kill-leader SEED=1234 NODES=5
+# Both may be lists, by commas. Everything of a run is in jepsen-style/runs/; jepsen-style/README.md says how to read it.
+NODES ?= 3
+JEPSEN := PYTHONPATH=jepsen-style:. $(BIN)/python -m faults
+jepsen: setup
+	$(JEPSEN) run --minutes $(or $(MINUTES),10) --nodes $(NODES) $(if $(WORKLOAD),--workload $(WORKLOAD)) \
+		$(if $(NEMESIS),--nemesis $(NEMESIS)) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(BUG))
+
+jepsen-doctor: setup
+	$(JEPSEN) doctor --nodes $(NODES)
 
 clean:
 	rm -rf $(VENV) .venv-proto .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

@@ -400,7 +400,19 @@ class Limits:
 class Front:
     """What speaks gRPC to clients."""
 
-    kind: str = _choice("grpcio", "grpcio", about="The implementation of the client port.")
+    kind: str = _choice(
+        "grpcio",
+        "grpcio",
+        "fast",
+        about="The implementation of the client port: gRPC's own library, or HTTP/2 of this project's, which takes a fraction\n"
+        "of the time per call.",
+    )
+    connection_age_max_ms: int = _duration_ms(
+        0,
+        0,
+        7 * 24 * 3_600_000,
+        about="`fast` only: a connection this old is asked to end, so that clients spread over the nodes anew. 0: never.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ calls in flight wrong by as much. It costs some 125 us per call, whatever is don
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -42,56 +41,26 @@ from raftcache.edge.front import (
     StreamService,
     UnaryService,
 )
+from raftcache.edge.front_config import (
+    BUG,
+    DETAILS_TRAILER,
+    KEEPALIVE_TIME_MS,
+    KEEPALIVE_TIMEOUT_MS,
+    LIVENESS,
+    READINESS,
+    FrontConfig,
+    TlsFiles,
+)
 from raftcache.errors import ConfigError, Overloaded, RaftCacheError, Unavailable
 
-DETAILS_TRAILER = "grpc-status-details-bin"
-
-LIVENESS = "liveness"
-READINESS = "readiness"
-"""Names of the health service beside "" and the services' own."""
-
-KEEPALIVE_TIME_MS = 60_000
-KEEPALIVE_TIMEOUT_MS = 20_000
-"""An idle connection whose peer vanished without a word is found and freed within this sum."""
 PING_INTERVAL_MIN_MS = 5_000
 """How often clients may ping: they need 20 to 30 s through NAT and load balancers, and grpcio's default, 5 min, would
 cut them off as abusive."""
-
-_BUG = "a bug in this node, which its log tells of; the request may have been carried out or not"
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 _MethodHandler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM data of the client port."""
-
-    certificate_chain: bytes
-    private_key: bytes
-    client_authorities: bytes = b""
-    """Set: clients must show a certificate of one of these (mutual TLS)."""
-
-
-@dataclass(frozen=True, slots=True)
-class GrpcFrontConfig:
-    """Where to listen, and the limits."""
-
-    address: str
-    """`host:port`; port 0 takes any free one."""
-    message_bytes_max: int
-    """Of one received message: what the gateway accepts, and some more, so that the gateway's refusal with its details
-    reaches those who are only a little above."""
-    in_flight_max: int = 20_000
-    """Calls and open streams; `limits.in_flight_requests_max`."""
-    connections_max: int = 10_000
-    """`limits.connections_max`."""
-    streams_per_connection_max: int = 1_000
-    """Calls of one connection at a time; the rest waits in the client. etcd leaves it open; grpc-java uses 100 to 1,000."""
-    reflection: bool = True
-    tls: TlsFiles | None = None
 
 
 class GrpcioPeer:
@@ -124,7 +93,7 @@ class GrpcFront:
     def __init__(
         self,
         handlers: Handlers,
-        config: GrpcFrontConfig,
+        config: FrontConfig,
         clock: Clock,
         on_answered: Callable[[str, str, int], None] = lambda method, code, took_ns: None,
         on_bug: Callable[[Exception], None] = lambda error: None,
@@ -233,7 +202,7 @@ class GrpcFront:
             except Exception as error:  # noqa: BLE001 - the supervisor of handlers: one call's bug leaves no caller waiting
                 self._on_bug(error)
                 # Some of them may be on their way: those are answered twice, and the first answer counts.
-                refusal = self._handlers.refusal(RaftCacheError(_BUG))
+                refusal = self._handlers.refusal(RaftCacheError(BUG))
                 self.deliver([(call, refusal) for call in batch])
 
     def _method_handlers(self) -> dict[str, _MethodHandler]:
@@ -401,7 +370,7 @@ class _GrpcioStream:
             self._on_bug(error)
             handler.cancel()
             # Without details: with them, the status would say that what is not answered had no effect.
-            self.finish(Refusal(grpc.StatusCode.INTERNAL.value[0], _BUG))
+            self.finish(Refusal(grpc.StatusCode.INTERNAL.value[0], BUG))
 
     async def has_outgoing(self) -> bool:
         """Waits for a message to send; false when the stream is finished and all are sent."""
@@ -457,7 +426,7 @@ def _deadline_ns(remaining_s: float | None, now_ns: int) -> int:
     return NO_DEADLINE if remaining_s is None else now_ns + int(remaining_s * NS_PER_SECOND)
 
 
-def _options(config: GrpcFrontConfig) -> list[tuple[str, int]]:
+def _options(config: FrontConfig) -> list[tuple[str, int]]:
     return [
         # A second process on the same port would silently take half of the connections.
         ("grpc.so_reuseport", 0),

@@ -29,8 +29,10 @@ from typing import NoReturn
 from raftcache.clock import NS_PER_MS, NS_PER_SECOND, SystemClock
 from raftcache.config.rules import parse_address
 from raftcache.config.settings import Config
-from raftcache.edge import grpcio_front
-from raftcache.edge.grpcio_front import READINESS, GrpcFront, GrpcFrontConfig
+from raftcache.edge import front_config
+from raftcache.edge.fast_front import FastFront
+from raftcache.edge.front_config import READINESS, FrontConfig
+from raftcache.edge.grpcio_front import GrpcFront
 from raftcache.errors import ConfigError, RaftCacheError
 from raftcache.gateway.gateway import Gateway, GatewaySettings
 from raftcache.gateway.handlers import handlers_of
@@ -357,7 +359,7 @@ class NodeProcess:
                 host.engine.close()
             await admin.stop()
 
-    async def _tell_health(self, host: Host, front: GrpcFront) -> None:
+    async def _tell_health(self, host: Host, front: GrpcFront | FastFront) -> None:
         """Keeps gRPC's health as it is, until the node is told to stop.
 
         The services are healthy in any cluster: with one shard down, requests for the others still pass through here.
@@ -376,7 +378,7 @@ class NodeProcess:
                     await self._stopping.wait()
         await front.set_serving(False)
 
-    async def _shut_down(self, host: Host, front: GrpcFront, observer: TelemetryObserver) -> None:
+    async def _shut_down(self, host: Host, front: GrpcFront | FastFront, observer: TelemetryObserver) -> None:
         """Leaderships first, while everything still works; then the front; the rest is the caller's `finally`."""
         self._draining = True
         observer.event("node_draining")
@@ -388,7 +390,7 @@ class NodeProcess:
                 await asyncio.sleep(DRAIN_POLL_SECONDS)
         await front.stop(FRONT_GRACE_SECONDS)
 
-    def _front(self, host: Host, reporting: Reporting) -> GrpcFront:
+    def _front(self, host: Host, reporting: Reporting) -> GrpcFront | FastFront:
         config, tracer, observer = self._config, reporting.tracer, reporting.observer
         limits, tls = config.limits, config.tls
         nowhere = Directory(NO_CLUSTER, 0)
@@ -415,14 +417,17 @@ class NodeProcess:
             # Without authorities of clients the certificate stands in for them in the check, and nobody is asked for one.
             paths = TlsFiles(Path(tls.client_cert), Path(tls.client_key), Path(tls.client_ca or tls.client_cert))
             key, chain, authorities = read_pem(paths)
-            files = grpcio_front.TlsFiles(chain, key, authorities if tls.client_ca else b"")
-        return GrpcFront(
+            files = front_config.TlsFiles(chain, key, authorities if tls.client_ca else b"")
+        make = FastFront if config.front.kind == "fast" else GrpcFront
+        return make(
             handlers_of(gateway, host.administration),
-            GrpcFrontConfig(
+            FrontConfig(
                 address=config.listen.client,
                 message_bytes_max=limits.batch_bytes_max + MESSAGE_SLACK_BYTES,
                 in_flight_max=limits.in_flight_requests_max,
                 connections_max=limits.connections_max,
+                buffered_bytes_max=limits.in_flight_bytes_max,
+                connection_age_max_ms=config.front.connection_age_max_ms,
                 tls=files,
             ),
             self._clock,

@@ -1,4 +1,4 @@
-"""A front on a free loopback port, over a node in memory, and a channel to it."""
+"""Both fronts on a free loopback port, over a node in memory, and a channel to it."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -7,11 +7,16 @@ import grpc
 import pytest
 
 from raftcache.clock import SystemClock
-from raftcache.edge.grpcio_front import GrpcFront, GrpcFrontConfig
+from raftcache.edge.fast_front import FastFront
+from raftcache.edge.front_config import FrontConfig
+from raftcache.edge.grpcio_front import GrpcFront
 from raftcache.gateway.gateway import GatewaySettings
 from raftcache.gateway.handlers import handlers_of
 from raftcache.v1 import kv_pb2_grpc
 from tests.gateway.memory_node import MemoryAdministration, MemoryNode
+
+AnyFront = GrpcFront | FastFront
+FrontClass = type[GrpcFront] | type[FastFront]
 
 
 @dataclass
@@ -20,7 +25,7 @@ class Bench:
 
     node: MemoryNode
     administration: MemoryAdministration
-    front: GrpcFront
+    front: AnyFront
     channel: grpc.aio.Channel
 
     @property
@@ -39,16 +44,23 @@ SETTINGS = GatewaySettings(
 """Small, so that tests reach the limits."""
 
 
-def front_config(**changes: object) -> GrpcFrontConfig:
+def front_config(**changes: object) -> FrontConfig:
     """A front's configuration on a free port."""
-    return GrpcFrontConfig(**({"address": "127.0.0.1:0", "message_bytes_max": 512 << 10} | changes))  # type: ignore[arg-type]
+    return FrontConfig(**({"address": "127.0.0.1:0", "message_bytes_max": 512 << 10} | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=[GrpcFront, FastFront], ids=["grpcio", "fast"])
+def front_class(request: pytest.FixtureRequest) -> FrontClass:
+    """Each front in turn."""
+    found: FrontClass = request.param
+    return found
 
 
 @pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
+async def bench(front_class: FrontClass) -> AsyncIterator[Bench]:
     """A front that serves."""
     node, administration = MemoryNode(clock=SystemClock()), MemoryAdministration()
-    front = GrpcFront(handlers_of(node.gateway(SETTINGS), administration), front_config(), node.clock)
+    front = front_class(handlers_of(node.gateway(SETTINGS), administration), front_config(), node.clock)
     await front.start()
     await front.set_serving(True)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{front.port}") as channel:

@@ -6,12 +6,12 @@ import grpc
 import pytest
 
 from raftcache.edge.front import Peer
-from raftcache.edge.grpcio_front import GrpcFront, TlsFiles
+from raftcache.edge.front_config import TlsFiles
 from raftcache.gateway.gateway import Gateway, GatewaySettings
 from raftcache.gateway.handlers import handlers_of
 from raftcache.v1 import kv_pb2, kv_pb2_grpc
 from tests.edge.certificates import Authority
-from tests.edge.conftest import front_config
+from tests.edge.conftest import AnyFront, FrontClass, front_config
 from tests.gateway.memory_node import MemoryAdministration, MemoryNode
 
 
@@ -31,10 +31,10 @@ class Witness:
         self.address = peer.address
 
 
-async def front_with(tls: TlsFiles | None, witness: Witness) -> GrpcFront:
+async def front_with(front_class: FrontClass, tls: TlsFiles | None, witness: Witness) -> AnyFront:
     node = MemoryNode()
     gateway = Gateway(node, node, node.clock, node.limits, GatewaySettings(), witness)
-    front = GrpcFront(handlers_of(gateway, MemoryAdministration()), front_config(tls=tls), node.clock)
+    front = front_class(handlers_of(gateway, MemoryAdministration()), front_config(tls=tls), node.clock)
     await front.start()
     return front
 
@@ -44,10 +44,10 @@ async def get(channel: grpc.aio.Channel) -> None:
     await stub.Get(kv_pb2.GetRequest(key=b"k"), metadata=[("x-token", "t"), ("x-token-bin", b"\x00\xff")])
 
 
-async def test_the_peer_is_known_by_address_and_metadata() -> None:
+async def test_the_peer_is_known_by_address_and_metadata(front_class: FrontClass) -> None:
     """Without TLS a caller has an address and metadata, and no identity."""
     witness = Witness()
-    front = await front_with(None, witness)
+    front = await front_with(front_class, None, witness)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{front.port}") as channel:
         await get(channel)
     await front.stop(0)
@@ -56,11 +56,11 @@ async def test_the_peer_is_known_by_address_and_metadata() -> None:
     assert ("t", b"\x00\xff") == (witness.metadata["x-token"], witness.metadata["x-token-bin"])
 
 
-async def test_tls_needs_no_client_certificate() -> None:
+async def test_tls_needs_no_client_certificate(front_class: FrontClass) -> None:
     """With a certificate of its own and no client authority, the port speaks TLS to anybody who trusts it, and nothing else."""
     authority, witness = Authority(), Witness()
     server = authority.issue("node.test")
-    front = await front_with(TlsFiles(server.chain, server.key), witness)
+    front = await front_with(front_class, TlsFiles(server.chain, server.key), witness)
     address = f"127.0.0.1:{front.port}"
     async with grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(authority.chain)) as channel:
         await get(channel)
@@ -71,7 +71,7 @@ async def test_tls_needs_no_client_certificate() -> None:
     await front.stop(0)
 
 
-async def test_mutual_tls_names_the_client_and_refuses_strangers() -> None:
+async def test_mutual_tls_names_the_client_and_refuses_strangers(front_class: FrontClass) -> None:
     """With a client authority, callers show a certificate of it and are known by its names; others get no connection."""
     authority, witness = Authority(), Witness()
     server, client, stranger = (
@@ -79,7 +79,7 @@ async def test_mutual_tls_names_the_client_and_refuses_strangers() -> None:
         authority.issue("client.test"),
         Authority().issue("client.test"),
     )
-    front = await front_with(TlsFiles(server.chain, server.key, authority.chain), witness)
+    front = await front_with(front_class, TlsFiles(server.chain, server.key, authority.chain), witness)
     address = f"127.0.0.1:{front.port}"
     credentials = grpc.ssl_channel_credentials(authority.chain, client.key, client.chain)
     async with grpc.aio.secure_channel(address, credentials) as channel:

@@ -1,4 +1,4 @@
-"""The grpcio front over real channels."""
+"""Both fronts over real grpcio channels: what a client can see must not depend on which of them it is."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -10,13 +10,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from raftcache.admin.v1 import admin_pb2, admin_pb2_grpc
 from raftcache.edge.front import Call, Handlers
-from raftcache.edge.grpcio_front import DETAILS_TRAILER, LIVENESS, READINESS, GrpcFront
+from raftcache.edge.front_config import DETAILS_TRAILER, LIVENESS, READINESS
 from raftcache.errors import ConfigError, OutcomeUnknown, PreconditionFailed
 from raftcache.gateway.errors import refusal_of
 from raftcache.gateway.handlers import handlers_of
 from raftcache.gateway.pipeline import Pipeline
 from raftcache.v1 import kv_pb2, kv_pb2_grpc, shard_map_pb2
-from tests.edge.conftest import SETTINGS, Bench, front_config
+from tests.edge.conftest import SETTINGS, Bench, FrontClass, front_config
 from tests.gateway.memory_node import CLUSTER, MemoryAdministration, MemoryNode
 from tests.gateway.test_errors import details_of
 from tests.gateway.test_kv_service import get_item, put_item
@@ -136,10 +136,10 @@ async def test_a_caller_that_hangs_up_is_forgotten(bench: Bench) -> None:
     assert b"1" == (await bench.kv.Get(kv_pb2.GetRequest(key=b"k"))).entry.value
 
 
-async def test_calls_beyond_the_limit_are_refused() -> None:
+async def test_calls_beyond_the_limit_are_refused(front_class: FrontClass) -> None:
     """At `in_flight_max` a further call is RESOURCE_EXHAUSTED with details, and works again afterwards."""
     node = MemoryNode()
-    front = GrpcFront(
+    front = front_class(
         handlers_of(node.gateway(SETTINGS), MemoryAdministration()), front_config(in_flight_max=2), node.clock
     )
     await front.start()
@@ -174,10 +174,12 @@ async def test_messages_a_little_too_large_are_refused_with_details(bench: Bench
     assert [] == bench.node.submitted
 
 
-async def test_connections_beyond_the_limit_are_not_served() -> None:
+async def test_connections_beyond_the_limit_are_not_served(front_class: FrontClass) -> None:
     """At `connections_max` a further client gets no connection, and the first keeps its own."""
     node = MemoryNode()
-    front = GrpcFront(handlers_of(node.gateway(), MemoryAdministration()), front_config(connections_max=1), node.clock)
+    front = front_class(
+        handlers_of(node.gateway(), MemoryAdministration()), front_config(connections_max=1), node.clock
+    )
     await front.start()
     # Channels with equal options would share one connection.
     options = [("grpc.use_local_subchannel_pool", 1)]
@@ -195,10 +197,10 @@ async def test_connections_beyond_the_limit_are_not_served() -> None:
     assert [b"a", b"c"] == [request.operation.key for request in node.requests]  # type: ignore[union-attr]
 
 
-async def test_a_port_in_use_is_a_clear_error(bench: Bench) -> None:
+async def test_a_port_in_use_is_a_clear_error(bench: Bench, front_class: FrontClass) -> None:
     """Two fronts never share a port: the second says which address it could not have."""
     address = f"127.0.0.1:{bench.front.port}"
-    second = GrpcFront(Handlers(refusal=refusal_of), front_config(address=address), bench.node.clock)
+    second = front_class(Handlers(refusal=refusal_of), front_config(address=address), bench.node.clock)
     with pytest.raises(ConfigError, match=address):
         await second.start()
 
@@ -277,14 +279,16 @@ async def test_a_client_that_reads_nothing_stops_the_stream_and_may_hang_up(benc
 
     async with asyncio.TaskGroup() as tasks:
         writer = tasks.create_task(write())
+        await until(lambda: bench.front.in_flight == 1)
         # The server has stopped when round trips of another call no longer find more of the stream's requests.
         before = -1
         while before != len(bench.node.requests):
             before = len(bench.node.requests)
             for _ in range(20):
                 await bench.kv.ShardMap(shard_map_pb2.ShardMapRequest())
+        assert 1 == bench.front.in_flight
+        # Cancels the call, too, if a write was under way.
         writer.cancel()
-    assert 1 == bench.front.in_flight
     # Answers that the transport's buffers took, and one window.
     assert len(bench.node.requests) < 100
     call.cancel()
@@ -292,11 +296,11 @@ async def test_a_client_that_reads_nothing_stops_the_stream_and_may_hang_up(benc
     assert "read /raftcache.v1.KvService/Pipeline" not in {task.get_name() for task in asyncio.all_tasks()}
 
 
-async def test_a_bug_leaves_no_caller_waiting() -> None:
+async def test_a_bug_leaves_no_caller_waiting(front_class: FrontClass) -> None:
     """What a handler raises is told to who keeps the log; the callers of that turn get INTERNAL, and others are served."""
     node, bugs = MemoryNode(), []
     handlers = handlers_of(node.gateway(SETTINGS), MemoryAdministration())
-    front = GrpcFront(handlers, front_config(), node.clock, on_bug=bugs.append)
+    front = front_class(handlers, front_config(), node.clock, on_bug=bugs.append)
     submit = next(iter(front._submits))
     proper = front._submits[submit]
 
@@ -320,7 +324,7 @@ async def test_a_bug_leaves_no_caller_waiting() -> None:
 
 
 @pytest.mark.parametrize("where", ["receive", "half_close"])
-async def test_a_bug_ends_its_stream(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_ends_its_stream(where: str, monkeypatch: pytest.MonkeyPatch, front_class: FrontClass) -> None:
     """Without details, so that nobody takes what was not answered for not done."""
     node, bugs = MemoryNode(), []
 
@@ -328,7 +332,7 @@ async def test_a_bug_ends_its_stream(where: str, monkeypatch: pytest.MonkeyPatch
         raise KeyError("a bug")
 
     monkeypatch.setattr(Pipeline, where, broken)
-    front = GrpcFront(
+    front = front_class(
         handlers_of(node.gateway(SETTINGS), MemoryAdministration()), front_config(), node.clock, on_bug=bugs.append
     )
     await front.start()
@@ -390,10 +394,10 @@ async def test_stop_cuts_off_what_takes_too_long(bench: Bench) -> None:
     bench.node.release()
 
 
-async def test_stop_is_idempotent() -> None:
+async def test_stop_is_idempotent(front_class: FrontClass) -> None:
     """A front that never started, or has stopped, can be stopped."""
     node = MemoryNode()
-    front = GrpcFront(handlers_of(node.gateway(), MemoryAdministration()), front_config(), node.clock)
+    front = front_class(handlers_of(node.gateway(), MemoryAdministration()), front_config(), node.clock)
     await front.stop(1)
     await front.start()
     await front.stop(1)
@@ -446,10 +450,10 @@ async def test_reflection_lists_the_services(bench: Bench) -> None:
     assert described.file_descriptor_response.file_descriptor_proto
 
 
-async def test_reflection_can_be_turned_off() -> None:
+async def test_reflection_can_be_turned_off(front_class: FrontClass) -> None:
     """Without reflection its service is UNIMPLEMENTED."""
     node = MemoryNode()
-    front = GrpcFront(handlers_of(node.gateway(), MemoryAdministration()), front_config(reflection=False), node.clock)
+    front = front_class(handlers_of(node.gateway(), MemoryAdministration()), front_config(reflection=False), node.clock)
     await front.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{front.port}") as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)

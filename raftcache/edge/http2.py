@@ -1,0 +1,459 @@
+"""An HTTP/2 connection without I/O (RFC 9113): bytes in, events out; calls in, bytes out.
+
+    bytes ─► receive ─► [Event]            (streams, what comes on them, and how they end)
+    bytes ◄─ sender.out ◄─ respond, send_headers, send_data, end, reset, allow, ping, go_away
+
+Rules of this file:
+- no sockets, no clock, no tasks: time is handed in. What a peer may do wrong is a `ConnectionViolation` or a
+  `StreamViolation` here, and for the layer above an event; what the layer above does wrong is an assertion;
+- it knows nothing of gRPC. `HeadersReceived`, `DataReceived`... carry the `Stream`, on which the layer above keeps its own;
+- everything is bounded: streams, header blocks, frames, and, by `http2_floods`, what is not work;
+- the peer's DATA is given back to the connection's window when it arrives: memory is bounded by the streams' windows, which
+  only `allow` opens. So one stream whose reader is slow holds up no other.
+
+Both roles share all of this; what only a server does (the preface, who opens streams) stands in `ServerConnection`, and a
+client's part is to be its sibling.
+
+Caveats: `content-length` is not compared with the data, because gRPC's messages carry their own lengths. Priorities are read
+past (deprecated by RFC 9113 §5.3.2). Section numbers are those of RFC 9113.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from raftcache.edge import http2_floods as floods
+from raftcache.edge import http2_frames as frames
+from raftcache.edge.hpack import Decoder, HeaderList
+from raftcache.edge.http2_errors import (
+    COMPRESSION_ERROR,
+    ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
+    FRAME_SIZE_ERROR,
+    NO_ERROR,
+    PROTOCOL_ERROR,
+    REFUSED_STREAM,
+    STREAM_CLOSED,
+    ConnectionViolation,
+    HpackError,
+    StreamViolation,
+)
+from raftcache.edge.http2_frames import FRAME_HEADER, FRAME_HEADER_BYTES, WINDOW_DEFAULT, WINDOW_MAX
+from raftcache.edge.http2_headers import flaw_of_request, flaw_of_trailers
+from raftcache.edge.http2_sending import Sender
+from raftcache.edge.http2_stream import (
+    ConnectionEnded,
+    DataReceived,
+    Event,
+    HeadersReceived,
+    PingAcknowledged,
+    Stream,
+    StreamReset,
+)
+
+CONTINUATIONS_MAX: Final = 16
+"""Frames of one header block, be they as small as they like."""
+RECENTLY_RESET_MAX: Final = 200
+"""Streams that we reset and whose peer may not know yet. Frames on older ones cost the peer an allowance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Http2Limits:
+    """What one end of a connection accepts."""
+
+    streams_max: int = 1_000
+    """SETTINGS_MAX_CONCURRENT_STREAMS."""
+    stream_window: int = 64 << 10
+    """SETTINGS_INITIAL_WINDOW_SIZE: what a stream may send before anybody looked at it. `allow` raises it for a large message."""
+    connection_window: int = 8 << 20
+    """Given back as data arrives. 8 MiB are what a gigabit link holds in 60 ms."""
+    header_list_bytes_max: int = 16 << 10
+    """SETTINGS_MAX_HEADER_LIST_SIZE (gRPC's default: 16 KiB), and a block's encoded size."""
+
+
+class ServerConnection:
+    """The server's end."""
+
+    def __init__(self, limits: Http2Limits, now_ns: int) -> None:
+        self._limits = limits
+        self._now_ns = now_ns
+        self.sender = Sender(self._on_ended)
+        self.streams: dict[int, Stream] = {}
+        """The open ones, by id."""
+        self._decoder = Decoder(limits.header_list_bytes_max)
+        self._rest = b""
+        """The incomplete frame at the end of what was received: less than one frame."""
+        self._events: list[Event] = []
+        """Of the `receive` that is under way."""
+        self._preface_due = True
+        self.settled = False
+        """The peer's first SETTINGS have arrived."""
+        self._ended = False
+        self._block: _HeaderBlock | None = None
+        """A header block whose END_HEADERS has not come. Until then no other frame may (§6.10)."""
+        self._last_stream_id = 0
+        """The highest that the peer has opened."""
+        self._accepted_max = WINDOW_MAX
+        """Streams above this are ignored: we said goodbye."""
+        self._window = WINDOW_DEFAULT
+        """Bytes of DATA that the peer may send on the connection."""
+        self._window_full = max(limits.connection_window, WINDOW_DEFAULT)
+        self._recently_reset: dict[int, None] = {}
+        """Ids, oldest first."""
+        self._resets = floods.Meter(floods.RESETS, now_ns)
+        self._control = floods.Meter(floods.CONTROL, now_ns)
+        self._settings = floods.Meter(floods.SETTINGS, now_ns)
+        self._windows = floods.Meter(floods.WINDOWS, now_ns)
+        self._handlers: tuple[Callable[[int, int, bytes], None], ...] = (
+            self._on_data,
+            self._on_headers,
+            self._on_priority,
+            self._on_rst_stream,
+            self._on_settings,
+            self._on_push_promise,
+            self._on_ping,
+            self._on_goaway,
+            self._on_window_update,
+            self._on_continuation,
+        )
+        """By the frame's kind."""
+        self.sender.out.append(
+            frames.settings(
+                {
+                    frames.MAX_CONCURRENT_STREAMS: limits.streams_max,
+                    frames.INITIAL_WINDOW_SIZE: limits.stream_window,
+                    frames.MAX_HEADER_LIST_SIZE: limits.header_list_bytes_max,
+                }
+            )
+        )
+        self._refill_window()
+
+    # --- What the layer above does ------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes, now_ns: int) -> list[Event]:
+        """Takes what has arrived. Raises nothing for what the peer did wrong."""
+        events: list[Event] = []
+        if self._ended:
+            return events
+        self._events, self._now_ns = events, now_ns
+        if self._rest:
+            data = self._rest + data
+        position = 0
+        try:
+            if self._preface_due:
+                position = self._on_preface(data)
+            position = self._on_frames(data, position)
+            if self._window < self._window_full // 2:
+                self._refill_window()
+        except ConnectionViolation as violation:
+            self._end(violation.code, violation.reason)
+            position = len(data)
+        self._rest = data[position:]
+        return events
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Ends a stream at once."""
+        if self.streams.pop(stream.id, None) is not None:
+            self.sender.discard(stream)
+            self._write_reset(stream.id, code)
+
+    def allow(self, stream: Stream, wanted: int) -> None:
+        """Lets the peer have `wanted` more bytes of DATA under way on the stream. Told in steps of at least half of that."""
+        if not stream.remote_ended and wanted - stream.receive_window >= max(wanted >> 1, 1):
+            self.sender.out.append(frames.window_update(stream.id, wanted - stream.receive_window))
+            stream.receive_window = wanted
+
+    def ping(self, data: bytes) -> None:
+        """Asks the peer for a sign of life, which comes as `PingAcknowledged`."""
+        self.sender.out.append(frames.frame(frames.PING, 0, 0, data))
+
+    def announce_end(self) -> None:
+        """Asks the peer to open no more streams. Those that it has opened meanwhile are accepted (§6.8)."""
+        self.sender.out.append(frames.goaway(WINDOW_MAX, NO_ERROR))
+
+    def accept_no_more(self) -> None:
+        """Streams that come from now on are ignored, and the peer knows that they had no effect."""
+        self._accepted_max = self._last_stream_id
+        self.sender.out.append(frames.goaway(self._last_stream_id, NO_ERROR))
+
+    def end(self, code: int, reason: str) -> list[Event]:
+        """Ends the connection: a GOAWAY, and nothing is read any more. For limits of the layer above."""
+        self._events = []
+        if not self._ended:
+            self._end(code, reason)
+        return self._events
+
+    # --- Frames -------------------------------------------------------------------------------------------------------
+
+    def _on_preface(self, data: bytes) -> int:
+        preface = frames.PREFACE
+        if not data.startswith(preface[: len(data)]):
+            raise ConnectionViolation(PROTOCOL_ERROR, "this port speaks HTTP/2 and gRPC; that was something else")
+        if len(data) < len(preface):
+            return 0
+        self._preface_due = False
+        return len(preface)
+
+    def _on_frames(self, data: bytes, position: int) -> int:
+        """Goes through all whole frames from `position`; where the incomplete one begins."""
+        if self._preface_due:
+            return position
+        end, unpack, handlers = len(data), FRAME_HEADER.unpack_from, self._handlers
+        while end - position >= FRAME_HEADER_BYTES:
+            upper, lower, kind, flags, stream_id = unpack(data, position)
+            stop = position + FRAME_HEADER_BYTES + (upper << 8 | lower)
+            if stop - position > frames.FRAME_BYTES_DEFAULT + FRAME_HEADER_BYTES:
+                raise ConnectionViolation(FRAME_SIZE_ERROR, f"a frame of {upper << 8 | lower} bytes")
+            if stop > end:
+                break
+            payload = data[position + FRAME_HEADER_BYTES : stop]
+            position = stop
+            if self._block is not None and kind != frames.CONTINUATION:
+                raise ConnectionViolation(PROTOCOL_ERROR, "another frame inside of a header block")
+            if not self.settled and kind != frames.SETTINGS:
+                raise ConnectionViolation(PROTOCOL_ERROR, "the first frame is not SETTINGS")
+            try:
+                if kind < len(handlers):
+                    handlers[kind](flags, stream_id & WINDOW_MAX, payload)
+                else:
+                    self._control.spend(self._now_ns, self.sender.finished)  # §4.1: unknown frames are ignored
+            except StreamViolation as violation:
+                self._on_stream_violation(violation)
+        return position
+
+    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        length = len(payload)
+        self._window -= length
+        if self._window < 0:
+            raise ConnectionViolation(FLOW_CONTROL_ERROR, "DATA beyond the connection's window")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._on_closed_stream(stream_id)
+            return
+        if stream.remote_ended:
+            raise StreamViolation(stream_id, STREAM_CLOSED, "DATA after END_STREAM")
+        stream.receive_window -= length
+        if stream.receive_window < 0:
+            raise StreamViolation(stream_id, FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
+        if flags & frames.PADDED:
+            payload = _unpadded(payload)
+        ended = bool(flags & frames.END_STREAM)
+        if ended:
+            stream.remote_ended = True
+        elif not payload:
+            self._control.spend(self._now_ns, self.sender.finished)
+        self._events.append(DataReceived(stream, payload, ended))
+
+    def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if flags & (frames.PADDED | frames.PRIORITY_FIELDS):
+            if flags & frames.PADDED:
+                payload = _unpadded(payload)
+            if flags & frames.PRIORITY_FIELDS:
+                if len(payload) < 5:
+                    raise ConnectionViolation(FRAME_SIZE_ERROR, "HEADERS with half a priority")
+                payload = payload[5:]
+        ended = bool(flags & frames.END_STREAM)
+        if flags & frames.END_HEADERS:
+            self._on_header_block(stream_id, payload, ended)
+        else:
+            self._block = _HeaderBlock(stream_id, ended, payload)
+
+    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        block = self._block
+        if block is None or stream_id != block.stream_id:
+            raise ConnectionViolation(PROTOCOL_ERROR, "CONTINUATION without its HEADERS")
+        block.data += payload
+        block.continuations += 1
+        if len(block.data) > self._limits.header_list_bytes_max or block.continuations > CONTINUATIONS_MAX:
+            # It cannot be skipped: without it the compression state is lost.
+            raise ConnectionViolation(ENHANCE_YOUR_CALM, "a header block is too large")
+        if flags & frames.END_HEADERS:
+            self._block = None
+            self._on_header_block(stream_id, block.data, block.ended)
+
+    def _on_header_block(self, stream_id: int, block: bytes, ended: bool) -> None:
+        try:
+            headers = self._decoder.decode(block)
+        except HpackError as error:
+            raise ConnectionViolation(COMPRESSION_ERROR, str(error)) from None
+        if stream_id > self._last_stream_id:
+            self._open(stream_id, headers, ended)
+            return
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._on_trailers(stream, headers, ended)
+        elif stream_id not in self._recently_reset:
+            # §5.1.1: ids only grow. A stream that both sides have ended cannot begin again.
+            raise ConnectionViolation(STREAM_CLOSED, f"HEADERS on stream {stream_id}, which is closed")
+
+    def _open(self, stream_id: int, headers: HeaderList, ended: bool) -> None:
+        if not stream_id & 1:
+            raise ConnectionViolation(PROTOCOL_ERROR, f"a client opened stream {stream_id}: clients' are odd")
+        self._last_stream_id = stream_id
+        if stream_id > self._accepted_max:
+            self._control.spend(self._now_ns, self.sender.finished)
+            return
+        if headers.flaw is None:
+            headers.flaw = flaw_of_request(headers.fields)
+        if headers.flaw and not headers.too_large:
+            raise StreamViolation(stream_id, PROTOCOL_ERROR, headers.flaw)
+        if len(self.streams) >= self._limits.streams_max:
+            raise StreamViolation(stream_id, REFUSED_STREAM, "too many streams")
+        stream = Stream(stream_id, self.sender.initial_window, self._limits.stream_window, ended)
+        self.streams[stream_id] = stream
+        self._events.append(HeadersReceived(stream, headers, ended))
+
+    def _on_trailers(self, stream: Stream, headers: HeaderList, ended: bool) -> None:
+        if stream.remote_ended:
+            raise StreamViolation(stream.id, STREAM_CLOSED, "HEADERS after END_STREAM")
+        flaw = "a second header block that does not end the stream" if not ended else flaw_of_trailers(headers.fields)
+        if flaw:
+            raise StreamViolation(stream.id, PROTOCOL_ERROR, flaw)
+        stream.remote_ended = True
+        self._events.append(DataReceived(stream, b"", ended=True))
+
+    def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
+        self._control.spend(self._now_ns, self.sender.finished)
+        if not stream_id:
+            raise ConnectionViolation(PROTOCOL_ERROR, "PRIORITY on stream 0")
+        if len(payload) != 5:
+            raise StreamViolation(stream_id, FRAME_SIZE_ERROR, "PRIORITY has five bytes")
+
+    def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionViolation(FRAME_SIZE_ERROR, "RST_STREAM has four bytes")
+        if not stream_id or stream_id > self._last_stream_id:
+            raise ConnectionViolation(PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which is idle")
+        self._resets.spend(self._now_ns, self.sender.finished)
+        stream = self.streams.pop(stream_id, None)
+        if stream is not None:
+            self.sender.discard(stream)
+            stream.remote_ended = True
+            self._events.append(StreamReset(stream, int.from_bytes(payload, "big")))
+
+    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionViolation(PROTOCOL_ERROR, "SETTINGS on a stream")
+        if len(payload) % 6 or (flags & frames.ACK and payload):
+            raise ConnectionViolation(FRAME_SIZE_ERROR, f"SETTINGS of {len(payload)} bytes")
+        self._settings.spend(self._now_ns, self.sender.finished)
+        if flags & frames.ACK:
+            return
+        self.settled = True
+        initial_window = self.sender.initial_window
+        for setting, value in frames.settings_of(payload):
+            if setting == frames.INITIAL_WINDOW_SIZE:
+                if value > WINDOW_MAX:
+                    raise ConnectionViolation(FLOW_CONTROL_ERROR, f"an initial window of {value}")
+                initial_window = value
+            elif setting == frames.MAX_FRAME_SIZE:
+                if not frames.FRAME_BYTES_DEFAULT <= value <= frames.FRAME_BYTES_CEILING:
+                    raise ConnectionViolation(PROTOCOL_ERROR, f"a largest frame of {value}")
+                # More than the default would only make one stream hold up the others for longer.
+            elif setting == frames.HEADER_TABLE_SIZE:
+                self.sender.on_table_size(value)
+            elif setting == frames.ENABLE_PUSH and value > 1:
+                raise ConnectionViolation(PROTOCOL_ERROR, f"ENABLE_PUSH is {value}")
+        if initial_window != self.sender.initial_window:
+            # Once for each frame, however often the frame says it: it touches every stream.
+            self.sender.on_initial_window(initial_window, list(self.streams.values()))
+        self.sender.out.append(frames.frame(frames.SETTINGS, frames.ACK, 0, b""))
+
+    def _on_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:
+        raise ConnectionViolation(PROTOCOL_ERROR, "a client does not push")
+
+    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionViolation(PROTOCOL_ERROR, "PING on a stream")
+        if len(payload) != 8:
+            raise ConnectionViolation(FRAME_SIZE_ERROR, "PING has eight bytes")
+        self._control.spend(self._now_ns, self.sender.finished)
+        if flags & frames.ACK:
+            self._events.append(PingAcknowledged(payload))
+        else:
+            self.sender.out.append(frames.frame(frames.PING, frames.ACK, 0, payload))
+
+    def _on_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionViolation(PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise ConnectionViolation(FRAME_SIZE_ERROR, "GOAWAY has at least eight bytes")
+        # The client opens no more streams, and hangs up when those that it has are answered.
+        self._control.spend(self._now_ns, self.sender.finished)
+
+    def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionViolation(FRAME_SIZE_ERROR, "WINDOW_UPDATE has four bytes")
+        self._windows.spend(self._now_ns, self.sender.finished)
+        increment = int.from_bytes(payload, "big") & WINDOW_MAX
+        if not stream_id:
+            if not increment:
+                raise ConnectionViolation(PROTOCOL_ERROR, "WINDOW_UPDATE by nothing")
+            self.sender.on_window_update(increment)
+            return
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if stream_id > self._last_stream_id:
+                raise ConnectionViolation(PROTOCOL_ERROR, f"WINDOW_UPDATE on stream {stream_id}, which is idle")
+            return  # §5.1: it may have been under way when the stream ended
+        if not increment:
+            raise StreamViolation(stream_id, PROTOCOL_ERROR, "WINDOW_UPDATE by nothing")
+        self.sender.on_stream_window_update(stream, increment)
+
+    # --- What goes wrong ----------------------------------------------------------------------------------------------
+
+    def _on_closed_stream(self, stream_id: int) -> None:
+        """DATA for a stream that is not open."""
+        if not stream_id or stream_id > self._last_stream_id:
+            raise ConnectionViolation(PROTOCOL_ERROR, f"DATA on stream {stream_id}, which is idle")
+        if stream_id not in self._recently_reset and stream_id <= self._accepted_max:
+            raise StreamViolation(stream_id, STREAM_CLOSED, "DATA on a closed stream")
+
+    def _on_stream_violation(self, violation: StreamViolation) -> None:
+        self._resets.spend(self._now_ns, self.sender.finished)
+        stream = self.streams.pop(violation.stream_id, None)
+        if stream is not None:
+            self.sender.discard(stream)
+            self._events.append(StreamReset(stream, violation.code))
+        self._write_reset(violation.stream_id, violation.code)
+
+    def _write_reset(self, stream_id: int, code: int) -> None:
+        self.sender.out.append(frames.rst_stream(stream_id, code))
+        self._recently_reset[stream_id] = None
+        if len(self._recently_reset) > RECENTLY_RESET_MAX:
+            del self._recently_reset[next(iter(self._recently_reset))]
+
+    def _end(self, code: int, reason: str) -> None:
+        self._ended = True
+        for stream in self.streams.values():
+            self.sender.discard(stream)
+            self._events.append(StreamReset(stream, code))
+        self.streams.clear()
+        self._events.append(ConnectionEnded(code, reason))
+        self.sender.out.append(frames.goaway(self._last_stream_id, code, reason.encode()))
+
+    def _on_ended(self, stream: Stream) -> None:
+        """We have ended a stream. If the peer has not, it is told to send no more (§8.1)."""
+        if self.streams.pop(stream.id, None) is not None and not stream.remote_ended:
+            self._write_reset(stream.id, NO_ERROR)
+
+    def _refill_window(self) -> None:
+        self.sender.out.append(frames.window_update(0, self._window_full - self._window))
+        self._window = self._window_full
+
+
+@dataclass(slots=True)
+class _HeaderBlock:
+    """A header block that is arriving in pieces."""
+
+    stream_id: int
+    ended: bool
+    data: bytes
+    continuations: int = 0
+
+
+def _unpadded(payload: bytes) -> bytes:
+    """§6.1: a length, what is meant, and as much padding. Raises: `ConnectionViolation`."""
+    if not payload or payload[0] >= len(payload):
+        raise ConnectionViolation(PROTOCOL_ERROR, "more padding than payload")
+    return payload[1 : len(payload) - payload[0]]

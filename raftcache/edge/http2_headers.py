@@ -1,0 +1,75 @@
+"""What a header list must look like (RFC 9113 §8.2 and §8.3).
+
+Rules of this file:
+- a function returns "" for a good list, else what is wrong with it: one such list ends its stream, not the connection;
+- fields repeat from call to call. Those that were found good are remembered, up to a bound.
+"""
+
+import re
+from typing import Final
+
+from raftcache.edge.hpack import Field, Fields
+
+_bad_name: Final = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9a-z]").search
+"""Token characters, without upper case (§8.2.1)."""
+_bad_value: Final = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]\Z").search
+
+_CONNECTION_SPECIFIC: Final = frozenset(
+    {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
+)
+"""§8.2.2."""
+_REQUEST_PSEUDO: Final = frozenset({b":method", b":scheme", b":path", b":authority"})
+
+_good: set[Field] = set()
+_GOOD_FIELDS_MAX: Final = 1_024
+_GOOD_FIELD_BYTES_MAX: Final = 256
+
+
+def flaw_of_request(fields: Fields) -> str:
+    """Of a request's header list."""
+    pseudo: dict[bytes, bytes] = {}
+    count = 0
+    for field in fields:
+        name, value = field
+        if name[:1] != b":":
+            break
+        if name not in _REQUEST_PSEUDO or name in pseudo:
+            return f"pseudo-header {name!r} is unknown or repeated"
+        if field not in _good:
+            if _bad_value(value):
+                return f"the value of {name!r} has characters that are not allowed"
+            _remember(field)
+        pseudo[name] = value
+        count += 1
+    if b":method" not in pseudo or b":scheme" not in pseudo or not pseudo.get(b":path"):
+        return "a request needs :method, :scheme and :path"
+    return _flaw_of_regular(fields[count:])
+
+
+def flaw_of_trailers(fields: Fields) -> str:
+    """Of trailers, a request's or a response's: no pseudo-headers (§8.1)."""
+    return _flaw_of_regular(fields)
+
+
+def _flaw_of_regular(fields: Fields) -> str:
+    for field in fields:
+        # A good pseudo-header is good only in its place.
+        if field in _good and field[0][:1] != b":":
+            continue
+        name, value = field
+        # A colon is no token character, so this finds a pseudo-header behind a regular one, too (§8.3).
+        if not name or _bad_name(name):
+            return f"the field name {name!r} is not allowed here"
+        if _bad_value(value):
+            return f"the value of {name!r} has characters that are not allowed"
+        if name in _CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
+            return f"{name!r} is a field of HTTP/1 connections"
+        _remember(field)
+    return ""
+
+
+def _remember(field: Field) -> None:
+    if len(field[0]) + len(field[1]) <= _GOOD_FIELD_BYTES_MAX:
+        if len(_good) >= _GOOD_FIELDS_MAX:
+            _good.clear()
+        _good.add(field)

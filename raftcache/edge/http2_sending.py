@@ -1,0 +1,233 @@
+"""The sending half of an HTTP/2 connection: frames, flow control, and what waits for a window.
+
+    respond ─── fits ───────────────────────────► out ─► one write
+       └ does not fit, or send_data ─► queue of the stream ─► round of the streams that may send ─► out
+
+Rules of this file:
+- whole responses that fit the windows, which is nearly all, leave as one piece and touch no queue;
+- streams with something queued and an open window of their own take turns, one frame each, so that a large reply holds
+  up nobody else's (§5.2.1). A stream whose own window is closed leaves the round until its WINDOW_UPDATE;
+- `writable` is the transport's back-pressure, and works like a closed connection window. Control frames pass: their number is
+  bounded by what the receiving half allows the peer;
+- what is queued is counted in `unsent`, for whoever bounds memory.
+
+Section numbers are those of RFC 9113.
+"""
+
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from raftcache.edge import http2_frames as frames
+from raftcache.edge.hpack import Encoder, Fields
+from raftcache.edge.http2_errors import FLOW_CONTROL_ERROR, ConnectionViolation, StreamViolation
+from raftcache.edge.http2_frames import DATA, END_HEADERS, END_STREAM, HEADERS, WINDOW_DEFAULT, WINDOW_MAX
+from raftcache.edge.http2_stream import Stream
+
+_DATA_PREFIX: Final = struct.Struct(">HBH").pack
+"""A frame header without its stream id: length (upper 16 bits, lower 8), kind and flags."""
+_HEADERS_ON: Final = HEADERS << 8 | END_HEADERS
+_HEADERS_LAST: Final = HEADERS << 8 | END_HEADERS | END_STREAM
+_DATA_ON: Final = DATA << 8
+
+
+class Sender:
+    """What one end of a connection sends."""
+
+    def __init__(self, on_end: Callable[[Stream], None]) -> None:
+        """`on_end` is told of each stream that we have ended, behind its last frame."""
+        self._on_end = on_end
+        self.out: list[bytes] = []
+        """Frames on their way to the transport, in order. Whoever writes them empties it."""
+        self.window = WINDOW_DEFAULT
+        """Bytes of DATA that we may send on the connection."""
+        self.initial_window = WINDOW_DEFAULT
+        """Where the windows of new streams begin: the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
+        self.frame_bytes_max = frames.FRAME_BYTES_DEFAULT
+        """The peer's SETTINGS_MAX_FRAME_SIZE."""
+        self.writable = True
+        self.unsent = 0
+        """Bytes in all queues."""
+        self.finished = 0
+        """Streams that we have ended: the work by which floods are measured."""
+        self.taken: list[Stream] = []
+        """Streams whose `chunks_taken` has grown since whoever reads this last emptied it."""
+        self._encoder = Encoder()
+        self._round: deque[Stream] = deque()
+        """Streams with something queued and an open window of their own."""
+        self._framed: dict[tuple[Fields, int], tuple[bytes, bytes]] = {}
+        """Header frames without their stream id, as the parts before and after it; valid while the encoder's table does
+        not change. Bounded by the number of different responses whose fields all repeat."""
+        self._framed_at = 0
+
+    # --- What the layer above sends -----------------------------------------------------------------------------------
+
+    def respond(self, stream: Stream, head: Fields, body: bytes, trailers: Fields) -> None:
+        """A whole response. `head` and `trailers` must be few and always the same; others go the long way."""
+        length = len(body)
+        if (
+            length > self.window
+            or length > stream.send_window
+            or length > self.frame_bytes_max
+            or not self.writable
+            or self._round
+        ):
+            self.send_headers(stream, head)
+            self.send_data(stream, [body])
+            self.end(stream, trailers)
+            return
+        self.window -= length
+        stream_id = stream.id.to_bytes(4, "big")
+        before, block = self._repeated(head, _HEADERS_ON)
+        before_last, block_last = self._repeated(trailers, _HEADERS_LAST)
+        prefix = _DATA_PREFIX(length >> 8, length & 0xFF, _DATA_ON)
+        self.out.append(
+            b"".join((before, stream_id, block, prefix, stream_id, body, before_last, stream_id, block_last))
+        )
+        self._finish(stream)
+
+    def send_headers(self, stream: Stream, fields: Fields, *, end: bool = False) -> None:
+        """The head of a message; with `end`, all of it."""
+        block = self._encoder.encode(fields)
+        self.out.append(frames.headers(stream.id, block, end_stream=end, frame_bytes_max=self.frame_bytes_max))
+        if end:
+            self._finish(stream)
+
+    def send_data(self, stream: Stream, chunks: list[bytes]) -> None:
+        """Sends or queues `chunks`; each is counted in `taken` when all of it has left."""
+        assert stream.trailers is None, f"DATA behind the trailers of stream {stream.id}"
+        assert not stream.local_ended, f"DATA after the end of stream {stream.id}"
+        if stream.queue is None:
+            stream.queue = deque()
+        stream.queue.extend(chunks)
+        self.unsent += sum(map(len, chunks))
+        self._schedule(stream)
+        self._send_round()
+
+    def end(self, stream: Stream, trailers: Fields) -> None:
+        """Ends the stream behind what is queued. Empty `trailers`: with an empty DATA, which is how a request ends."""
+        assert not stream.local_ended, f"stream {stream.id} is ended twice"
+        if stream.queue:
+            stream.trailers = trailers
+        else:
+            self._send_end(stream, trailers)
+
+    def discard(self, stream: Stream) -> None:
+        """The stream is over: what waits on it never leaves."""
+        if stream.queue:
+            self.unsent -= sum(map(len, stream.queue))
+            stream.queue.clear()
+        if stream.scheduled:
+            self._round.remove(stream)
+            stream.scheduled = False
+        stream.local_ended = True
+
+    # --- Windows ------------------------------------------------------------------------------------------------------
+
+    def on_window_update(self, increment: int) -> None:
+        """The connection's. Raises: `ConnectionViolation`."""
+        self.window += increment
+        if self.window > WINDOW_MAX:
+            raise ConnectionViolation(FLOW_CONTROL_ERROR, "the connection's window has grown beyond 2**31-1")
+        self._send_round()
+
+    def on_stream_window_update(self, stream: Stream, increment: int) -> None:
+        """One stream's. Raises: `StreamViolation`."""
+        stream.send_window += increment
+        if stream.send_window > WINDOW_MAX:
+            raise StreamViolation(stream.id, FLOW_CONTROL_ERROR, "the stream's window has grown beyond 2**31-1")
+        if stream.queue:
+            self._schedule(stream)
+            self._send_round()
+
+    def on_initial_window(self, size: int, streams: list[Stream]) -> None:
+        """The peer's SETTINGS_INITIAL_WINDOW_SIZE changed; it moves all windows (§6.9.2). Raises: `ConnectionViolation`."""
+        difference, self.initial_window = size - self.initial_window, size
+        for stream in streams:
+            stream.send_window += difference
+            if stream.send_window > WINDOW_MAX:
+                raise ConnectionViolation(FLOW_CONTROL_ERROR, "a stream's window has grown beyond 2**31-1")
+            if stream.queue:
+                self._schedule(stream)
+        self._send_round()
+
+    def on_table_size(self, size: int) -> None:
+        """The peer's SETTINGS_HEADER_TABLE_SIZE."""
+        self._encoder.resize(size)
+
+    def set_writable(self, writable: bool) -> None:
+        """The transport takes more, or does not."""
+        self.writable = writable
+        if writable:
+            self._send_round()
+
+    # --- The round ----------------------------------------------------------------------------------------------------
+
+    def _schedule(self, stream: Stream) -> None:
+        if not stream.scheduled and stream.send_window > 0:
+            stream.scheduled = True
+            self._round.append(stream)
+
+    def _send_round(self) -> None:
+        while self._round and self.window > 0 and self.writable:
+            stream = self._round.popleft()
+            if stream.send_window > 0:
+                self._send_frame(stream)
+            if stream.queue and stream.send_window > 0:
+                self._round.append(stream)
+                continue
+            stream.scheduled = False
+            if not stream.queue and stream.trailers is not None:
+                self._send_end(stream, stream.trailers)
+
+    def _send_frame(self, stream: Stream) -> None:
+        """One DATA frame from the stream's queue: as many chunks as fit, the last one perhaps in part."""
+        queue = stream.queue
+        assert queue, f"stream {stream.id} is in the round with nothing to send"
+        room = min(self.window, stream.send_window, self.frame_bytes_max)
+        parts: list[bytes | memoryview] = []
+        left = room
+        while queue and left:
+            chunk = queue[0]
+            if len(chunk) > left:
+                rest = memoryview(chunk)  # a large chunk must not be copied again for each of its frames
+                queue[0] = rest[left:]
+                parts.append(rest[:left])
+                left = 0
+            else:
+                parts.append(queue.popleft())
+                left -= len(chunk)
+                if not stream.chunks_taken:
+                    self.taken.append(stream)
+                stream.chunks_taken += 1
+        payload = b"".join(parts)
+        self.window -= len(payload)
+        stream.send_window -= len(payload)
+        self.unsent -= len(payload)
+        self.out.append(frames.frame(DATA, 0, stream.id, payload))
+
+    def _send_end(self, stream: Stream, trailers: Fields) -> None:
+        if trailers:
+            self.send_headers(stream, trailers, end=True)
+        else:
+            self.out.append(frames.frame(DATA, END_STREAM, stream.id, b""))
+            self._finish(stream)
+
+    def _finish(self, stream: Stream) -> None:
+        stream.local_ended = True
+        self.finished += 1
+        self._on_end(stream)
+
+    def _repeated(self, fields: Fields, kind_and_flags: int) -> tuple[bytes, bytes]:
+        """A header frame, cut where its stream id belongs."""
+        if self._framed_at != self._encoder.changes:
+            self._framed.clear()
+            self._framed_at = self._encoder.changes
+        framed = self._framed.get((fields, kind_and_flags))
+        if framed is None:
+            block = self._encoder.encode(fields)
+            framed = _DATA_PREFIX(len(block) >> 8, len(block) & 0xFF, kind_and_flags), block
+            if self._framed_at == self._encoder.changes:
+                self._framed[fields, kind_and_flags] = framed
+        return framed

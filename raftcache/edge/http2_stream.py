@@ -1,0 +1,88 @@
+"""One HTTP/2 stream, and what a connection reports of its streams."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from raftcache.edge.hpack import Fields, HeaderList
+
+
+class Stream:
+    """The state of one stream. It is in its connection's `streams` until both sides have ended it, or one has reset it."""
+
+    __slots__ = (
+        "call",
+        "chunks_taken",
+        "id",
+        "local_ended",
+        "queue",
+        "receive_window",
+        "remote_ended",
+        "scheduled",
+        "send_window",
+        "trailers",
+    )
+
+    def __init__(self, stream_id: int, send_window: int, receive_window: int, remote_ended: bool) -> None:
+        self.id = stream_id
+        self.send_window = send_window
+        """Bytes of DATA that we may send; negative after the peer has shrunk its initial window (RFC 9113 §6.9.2)."""
+        self.receive_window = receive_window
+        """Bytes of DATA that the peer may send."""
+        self.remote_ended = remote_ended
+        self.local_ended = False
+        self.queue: deque[bytes | memoryview] | None = None
+        """What waits for a window, or for the transport. None: nothing ever did."""
+        self.trailers: Fields | None = None
+        """What ends the stream behind the queue."""
+        self.scheduled = False
+        """Invariant: true exactly while the stream is in the sender's round."""
+        self.chunks_taken = 0
+        """Of those given to `send_data`, how many have left since the layer above last looked."""
+        self.call: Any = None
+        """The layer above's own; not looked at here."""
+
+
+@dataclass(slots=True)
+class HeadersReceived:
+    """A stream has begun."""
+
+    stream: Stream
+    headers: HeaderList
+    ended: bool
+    """The peer sends nothing more on it."""
+
+
+@dataclass(slots=True)
+class DataReceived:
+    """DATA; with `ended`, and no bytes, also what trailers look like from above: gRPC requests have none to speak of."""
+
+    stream: Stream
+    data: bytes
+    ended: bool
+
+
+@dataclass(slots=True)
+class StreamReset:
+    """The stream is over: the peer reset it, or broke the protocol on it."""
+
+    stream: Stream
+    code: int
+
+
+@dataclass(slots=True)
+class PingAcknowledged:
+    """The answer to one of our pings."""
+
+    data: bytes
+
+
+@dataclass(slots=True)
+class ConnectionEnded:
+    """The peer broke the protocol, or an abuse limit: the GOAWAY is written, nothing more will be read."""
+
+    code: int
+    reason: str
+
+
+Event = HeadersReceived | DataReceived | StreamReset | PingAcknowledged | ConnectionEnded
