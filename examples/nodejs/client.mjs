@@ -133,10 +133,11 @@ async function load(clients, { prefix, first, count, outstanding }) {
 
 const USAGE = "usage: node client.mjs [--address HOST:PORT,...] (put KEY VALUE | get KEY | pipeline COUNT | --load)";
 
-async function main() {
-  const { values, positionals } = parseArgs({
+function commandLine() {
+  const description = {
     allowPositionals: true,
     options: {
+      help: { type: "boolean", short: "h", default: false },
       address: { type: "string", default: "127.0.0.1:7400" },
       load: { type: "boolean", default: false },
       prefix: { type: "string", default: "load/" },
@@ -144,7 +145,21 @@ async function main() {
       count: { type: "string", default: "0" },
       outstanding: { type: "string", default: "16" },
     },
-  });
+  };
+  try {
+    return parseArgs(description);
+  } catch (error) {
+    process.stderr.write(`${error.message}\n${USAGE}\n`);
+    process.exit(2);
+  }
+}
+
+async function main() {
+  const { values, positionals } = commandLine();
+  if (values.help) {
+    process.stdout.write(`${USAGE}\n`);
+    return;
+  }
   const clients = values.address.split(",").map(connect);
   const [command, ...args] = positionals;
   try {

@@ -52,6 +52,15 @@ def lines_of(data: bytes) -> list[Any]:
     return [json.loads(line) for line in data.splitlines()]
 
 
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("--nonsense", 2), ("nonsense", 2)])
+def test_usage_is_told_in_a_line(example: Path, argument: str, code: int) -> None:
+    """And not in a stack trace."""
+    assert NODE
+    done = subprocess.run([NODE, "client.mjs", argument], cwd=example, capture_output=True, text=True, check=False)
+    assert code == done.returncode
+    assert (done.stdout or done.stderr).splitlines()[-1].startswith("usage: ")
+
+
 async def test_a_value_is_written_and_read(example: Path, bench: Bench) -> None:
     """Put and get of one key, and the get of a key that is not there."""
     code, (written,), _ = await run(example, bench, "put", "grüße", "wörld")
