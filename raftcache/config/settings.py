@@ -198,7 +198,8 @@ class Storage:
         16 * MIB,
         16 * TIB,
         about="Most that one shard's live state can grow to. Reserves addresses, not disk; a map cannot be enlarged while\n"
-        "in use, so it is large from the start. At 90 % the shard refuses writes, and serves reads and deletes.",
+        "in use, so it is large from the start. At 90 % the shard refuses writes, and serves reads and deletes; the rest must\n"
+        "hold all writes in flight.",
     )
     commit_commands_max: int = _count(
         2_000,

@@ -35,6 +35,8 @@ _PREFIX: Final = struct.Struct(">BL").unpack_from
 
 REQUEST_NS: Final = 60 * NS_PER_SECOND
 """For a unary request to arrive: 4 MiB in a minute are half a megabit per second."""
+REFUSAL_NS: Final = 1 * NS_PER_SECOND
+"""How long a refusal waits for a request that does not come."""
 ANSWER_GRACE_NS: Final = 500 * NS_PER_MS
 """Handlers answer by the caller's deadline themselves, and know whether anything was done. This long after it, the front does."""
 
@@ -42,13 +44,12 @@ ANSWER_GRACE_NS: Final = 500 * NS_PER_MS
 class FastCall:
     """What calls of all kinds have. Is the `Peer` of its call."""
 
-    __slots__ = ("begun_ns", "connection", "expires_ns", "head", "over", "promised", "reader", "route", "stream")
+    __slots__ = ("begun_ns", "connection", "expires_ns", "head", "over", "promised", "reader", "stream")
 
-    def __init__(self, connection: FastConnection, stream: Http2Stream, head: RequestHead, route: Route) -> None:
+    def __init__(self, connection: FastConnection, stream: Http2Stream, head: RequestHead) -> None:
         self.connection = connection
         self.stream = stream
         self.head = head
-        self.route = route
         self.begun_ns = connection.now_ns
         self.expires_ns = self.begun_ns + REQUEST_NS
         """When the front gives the call up."""
@@ -108,13 +109,40 @@ class FastCall:
             self.connection.release(self)
 
 
+class RefusedCall(FastCall):
+    """A call that is refused for what its head says, or because of a limit.
+
+    The refusal waits for the request's first bytes: grpcio's asyncio client takes an answer that overtakes its own first
+    message for a failure of its own, and reports INTERNAL in the status's place.
+    """
+
+    __slots__ = ("_refusal",)
+
+    def __init__(self, connection: FastConnection, stream: Http2Stream, head: RequestHead, refusal: Refusal) -> None:
+        super().__init__(connection, stream, head)
+        self.expires_ns = self.begun_ns + REFUSAL_NS
+        self._refusal = refusal
+
+    def on_data(self, data: bytes, ended: bool) -> None:
+        if not self.over:
+            self.over = True
+            self.connection.refuse(self.stream, self._refusal)
+
+    def on_reset(self) -> None:
+        self.over = True
+
+    def expire(self) -> None:
+        self.on_data(b"", ended=True)
+
+
 class UnaryCall(FastCall):
     """A call of a `UnaryService`."""
 
-    __slots__ = ("submitted",)
+    __slots__ = ("route", "submitted")
 
     def __init__(self, connection: FastConnection, stream: Http2Stream, head: RequestHead, route: Route) -> None:
-        super().__init__(connection, stream, head, route)
+        super().__init__(connection, stream, head)
+        self.route = route
         self.submitted = False
 
     def on_data(self, data: bytes, ended: bool) -> None:
@@ -209,10 +237,11 @@ class AwaitedCall(UnaryCall):
 class StreamCall(FastCall):
     """A call of a `StreamService`. Is the `StreamSink` of its `Stream`."""
 
-    __slots__ = ("_closed", "_ended", "_handler", "_head_sent")
+    __slots__ = ("_closed", "_ended", "_handler", "_head_sent", "route")
 
     def __init__(self, connection: FastConnection, stream: Http2Stream, head: RequestHead, route: Route) -> None:
-        super().__init__(connection, stream, head, route)
+        super().__init__(connection, stream, head)
+        self.route = route
         self._handler: Stream | None = None
         self._head_sent = False
         self._ended = False

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from raftcache.clock import NS_PER_MS, NS_PER_SECOND
 from raftcache.edge import grpc_wire
-from raftcache.edge.fast_calls import AwaitedCall, FastCall, StreamCall, UnaryCall
+from raftcache.edge.fast_calls import AwaitedCall, FastCall, RefusedCall, StreamCall, UnaryCall
 from raftcache.edge.front import Refusal
 from raftcache.edge.front_config import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS
-from raftcache.edge.grpc_wire import RequestHead, request_head
+from raftcache.edge.grpc_wire import request_head
 from raftcache.edge.http2 import Http2Limits, ServerConnection
 from raftcache.edge.http2_errors import ENHANCE_YOUR_CALM
 from raftcache.edge.http2_stream import (
@@ -180,28 +180,28 @@ class FastConnection(asyncio.Protocol):
             head = request_head(headers)
             meaning = headers.meaning = (head, self.front.routes.get(head.method))
         head, route = meaning
-        if route is None or head.error is not None or head.http_status != b"200":
-            self._refuse_head(stream, head)
-            return
-        call: FastCall
-        if route.service is not None:
-            call = stream.call = UnaryCall(self, stream, head, route)
-        elif route.awaited is not None:
-            call = stream.call = AwaitedCall(self, stream, head, route)
-        else:
-            if self.front.refused_stream(self, stream):
-                return
-            call = stream.call = StreamCall(self, stream, head, route)
-            self.front.open(call)
-        if event.ended:
-            call.on_data(b"", ended=True)
-
-    def _refuse_head(self, stream: Stream, head: RequestHead) -> None:
+        refusal = head.error
         if head.http_status != b"200":
             self.http2.sender.send_headers(stream, ((b":status", head.http_status),), end=True)
+            return
+        if route is None:
+            refusal = refusal or Refusal(grpc_wire.UNIMPLEMENTED, f"there is no method {head.method}")
+        elif route.streamed is not None:
+            refusal = refusal or self.front.stream_refusal()
+        call: FastCall
+        if route is None or refusal is not None:
+            assert refusal is not None, head
+            call = RefusedCall(self, stream, head, refusal)
+        elif route.service is not None:
+            call = UnaryCall(self, stream, head, route)
+        elif route.awaited is not None:
+            call = AwaitedCall(self, stream, head, route)
         else:
-            unknown = Refusal(grpc_wire.UNIMPLEMENTED, f"there is no method {head.method}")
-            self.refuse(stream, head.error or unknown)
+            call = stream.call = StreamCall(self, stream, head, route)
+            self.front.open(call)
+        stream.call = call
+        if event.ended:
+            call.on_data(b"", ended=True)
 
     def refuse(self, stream: Stream, refusal: Refusal) -> None:
         """Answers a call with nothing but a status."""

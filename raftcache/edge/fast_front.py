@@ -35,7 +35,6 @@ from raftcache.edge.front import (
 )
 from raftcache.edge.front_config import BUG, LIVENESS, READINESS, FrontConfig
 from raftcache.edge.health import Health
-from raftcache.edge.http2_stream import Stream
 from raftcache.edge.reflection import Reflection
 from raftcache.edge.server_tls import server_context
 from raftcache.errors import ConfigError, Overloaded, RaftCacheError, Unavailable
@@ -336,15 +335,11 @@ class FastFront:
 
     # --- Streams ------------------------------------------------------------------------------------------------------
 
-    def refused_stream(self, connection: FastConnection, stream: Stream) -> bool:
-        """Refuses a stream that cannot be had now."""
+    def stream_refusal(self) -> Refusal | None:
+        """Why no stream can be had now."""
         if self.in_flight >= self.in_flight_max:
-            connection.refuse(stream, self.overloaded())
-        elif self._stopping:
-            connection.refuse(stream, self._handlers.refusal(Unavailable("this node is stopping")))
-        else:
-            return False
-        return True
+            return self.overloaded()
+        return self._handlers.refusal(Unavailable("this node is stopping")) if self._stopping else None
 
     def open(self, call: StreamCall) -> None:
         """Begins a stream."""
