@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from faults.ports import free_port
+
 START_SECONDS = 60.0
 ORDER_SECONDS = 6.0
 STOP_SECONDS = 30.0
@@ -39,18 +41,6 @@ class Volume(Protocol):
     path: Path
 
     def close(self) -> None: ...
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; held open together, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 async def came_true(condition: Callable[[], bool], seconds: float) -> bool:
@@ -78,7 +68,7 @@ class Node:
         self.directory = directory
         self.settings = dict(settings)
         self.bug = bug
-        self.client_port, self.peer_port, self.admin_port = free_ports(3)
+        self.client_port, self.peer_port, self.admin_port = free_port(), free_port(), free_port()
         self.volume: Volume | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.paused = False

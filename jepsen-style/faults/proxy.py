@@ -23,6 +23,8 @@ from collections import deque
 from dataclasses import dataclass, fields
 from typing import cast
 
+from faults.ports import free_port
+
 NS_PER_SECOND = 1_000_000_000
 QUEUED_BYTES_MAX = 1 << 20
 """Delayed bytes of one direction of one connection; past it the sender waits."""
@@ -215,8 +217,8 @@ class Link:
         self.name = name
         self.target = target
         self.dice = dice
-        self.port = 0
-        """Where to dial; set by `start`, and kept."""
+        self.port = free_port()
+        """Where to dial."""
         self.forward = Conditions()
         self.backward = Conditions()
         self.half_open = False
@@ -227,11 +229,9 @@ class Link:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listens; on the same port as before, if there was one."""
+        """Listens."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _Pair(self).dialer, "127.0.0.1", self.port)
-        self._server = server
-        self.port = server.sockets[0].getsockname()[1]
+        self._server = await loop.create_server(lambda: _Pair(self).dialer, "127.0.0.1", self.port)
         self.refusing = False
 
     async def refuse(self) -> None:

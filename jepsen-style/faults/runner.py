@@ -123,14 +123,22 @@ class Run:
             )
             self._scene = Scene(cluster, random.Random(f"{plan.seed}/nemesis"))
             try:
-                await cluster.start()
-                await self._disturb()
-                await self._settle()
+                if await self._started(cluster):
+                    await self._disturb()
+                    await self._settle()
             finally:
                 for client in self._clients:
                     await client.close()
                 await cluster.close()
         return self._judge()
+
+    async def _started(self, cluster: Cluster) -> bool:
+        try:
+            await cluster.start()
+        except HARNESS_ERRORS as error:
+            self._verdicts.append(Verdict("unknown", "cluster", f"it could not be started: {error}"))
+            return False
+        return True
 
     def _volume(self) -> str:
         if self.plan.nemesis == CHAOS:
