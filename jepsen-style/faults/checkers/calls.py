@@ -6,7 +6,8 @@ which value it wrote and which values its answer names. Footprints are what make
 - an unknown write whose value *nobody saw* may be left out. In any order that explains the history the state that it made
   lasts until the next write, and no answer in between can tell; so without it the same order explains the rest;
 - an unknown write whose value *somebody saw* did take effect, before its first observer ended; so it gets that end;
-- to see includes: to be an unknown CAS that expects the value and whose own value was seen.
+- to see includes: to be an unknown CAS that expects the value and whose own value was seen; and one of which that cannot be
+  said may have seen it, so the write stays as it is.
 
 Both need that nobody else wrote that value, and the first that every answer names the value that it depends on: a refused
 CAS that does not say what was there (`blurred`) may depend on any write, so then none is left out. Only the clients' own
@@ -80,14 +81,16 @@ def by_key(history: Iterable[Op]) -> dict[str, list[Op]]:
 
 
 def merge_attempts(history: Sequence[Op]) -> list[Op]:
-    """Attempts of one session and number are one operation: from the first start to the first end of an answer.
+    """Attempts on a key with one session and number are one operation: from the first start to the first end of an answer.
 
     It is `ok` if any attempt was answered, else `info` if any is unknown, else `fail`.
     """
     attempts: dict[Hashable, list[Op]] = {}
     for number, op in enumerate(history):
         named = op.extra.get("session") is not None and op.extra.get("seq") is not None
-        attempts.setdefault((op.extra["session"], op.extra["seq"]) if named else (None, number), []).append(op)
+        # Sessions are those of a shard, so a number may be used again on a key elsewhere.
+        name = (op.key, str(op.extra["session"]), op.extra["seq"]) if named else number
+        attempts.setdefault(name, []).append(op)
     return [_merged(each) if len(each) > 1 else each[0] for each in attempts.values()]
 
 
@@ -145,13 +148,14 @@ def prune(calls: Sequence[Call], *, initial: Hashable | None) -> list[Call]:
 
 
 def _first_seen(calls: Sequence[Call], names: set[Hashable], only: Mapping[Hashable, Call]) -> dict[Hashable, float]:
-    """Of each value that was seen: the end of its first observer."""
+    """Of each value that was seen: the end of its first observer; `NEVER` of those that only an unknown one may have seen."""
     bounds: dict[Hashable, float] = {}
-    todo = [(call, call.end) for call in calls if call.end < NEVER]
+    # An unknown one that is kept as it is, because its own value has other writers, may have seen what it expects.
+    todo = [(call, call.end) for call in calls if call.end < NEVER or call.footprint.writes not in names]
     while todo:
         call, bound = todo.pop()
         for name in call.footprint.sees:
-            if name in names and bound < bounds.get(name, NEVER):
+            if name in names and (name not in bounds or bound < bounds[name]):
                 bounds[name] = bound
                 if only[name].end == NEVER:
                     todo.append((only[name], bound))

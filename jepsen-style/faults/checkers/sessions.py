@@ -9,21 +9,25 @@ Revisions are claims of the servers; that the sums are right as well is `check_c
 
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
+from typing import TypeAlias
 
 from faults.checkers.calls import merge_attempts
 from faults.checkers.realtime import preceded
 from faults.checkers.verdict import Budget, Verdict, ok, unknown, violation
 from faults.history import Op
 
+Attempts: TypeAlias = dict[tuple[str, str, int], list[Op]]
+"""By key, session and number. Sessions are those of a shard, so keys elsewhere may have the same numbers."""
+
 
 def check_sessions(history: Sequence[Op], *, budget: Budget | None = None) -> Verdict:
     """Attempts agree, numbers are applied in order, and each client's revisions on a shard never fall."""
     del budget
-    attempts: dict[tuple[str, int], list[Op]] = {}
+    attempts: Attempts = {}
     for op in history:
         session, seq = op.extra.get("session"), op.extra.get("seq")
         if session is not None and isinstance(seq, int):
-            attempts.setdefault((str(session), seq), []).append(op)
+            attempts.setdefault((op.key, str(session), seq), []).append(op)
     if not attempts:
         return unknown("sessions", "no operation belongs to a session")
     found = _differently_answered(attempts) or _out_of_order(attempts) or _view_goes_back(history)
@@ -34,8 +38,8 @@ def check_sessions(history: Sequence[Op], *, budget: Budget | None = None) -> Ve
     return ok("sessions", f"{len(attempts)} numbers took effect once each", numbers=len(attempts), repeated=repeated)
 
 
-def _differently_answered(attempts: dict[tuple[str, int], list[Op]]) -> tuple[str, list[Op]] | None:
-    for (session, seq), ops in attempts.items():
+def _differently_answered(attempts: Attempts) -> tuple[str, list[Op]] | None:
+    for (_, session, seq), ops in attempts.items():
         answered = [op for op in ops if op.ok]
         for one, other in pairwise(answered):
             if one.result != other.result:
@@ -45,10 +49,10 @@ def _differently_answered(attempts: dict[tuple[str, int], list[Op]]) -> tuple[st
     return None
 
 
-def _out_of_order(attempts: dict[tuple[str, int], list[Op]]) -> tuple[str, list[Op]] | None:
+def _out_of_order(attempts: Attempts) -> tuple[str, list[Op]] | None:
     """A client sends the next number after the answer to the last one, so its revisions rise, shard by shard."""
     sessions: dict[Hashable, list[tuple[int, Op]]] = {}
-    for (session, seq), ops in attempts.items():
+    for (_, session, seq), ops in attempts.items():
         for op in merge_attempts(ops):
             if op.ok and op.revision is not None and _changes(op):
                 sessions.setdefault((session, _shard(op)), []).append((seq, op))

@@ -6,7 +6,8 @@ linearization and the history is proven right; if it fails, that is a bug even w
 judges everything, always; `objects` trusts no claim and judges again.
 
 - The order is that of revisions: each command that changed something has one of its own, and an answer that changed nothing
-  comes after the change whose revision it names. Where replies carry no revision the log index takes its place.
+  comes after the change whose revision it names. Those of one revision come as real time allows: also a deletion, which may
+  have found nothing to delete. Where replies carry no revision the log index takes its place.
 - An unknown write has no reply, hence no place: anywhere after all that had ended when it started, or nowhere. So the answers
   become calls one after the other, the unknown ones may come in between, and `search` finds out which do.
 - The log index must agree with real time on its own, over all keys of a shard where `extra.shard` names it: a write that
@@ -18,7 +19,7 @@ Caveat: which of many unknown transfers or increments explain a number is a sear
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate
 
 from faults.checkers.calls import Call, Model, NotJudged, by_key, calls_of, merge_attempts, prune, writers
 from faults.checkers.models import model_for
@@ -57,64 +58,77 @@ def _judge(key: str, calls: Sequence[Call], model: Model, budget: Budget | None)
     if any(call.op.revision is None and call.op.index is None for call in answered):
         return unknown("witness", f"key {key}: an answer carries neither revision nor index")
     by_revision = all(call.op.revision is not None for call in answered)
-
-    def place(call: Call) -> tuple[int, bool, int]:
+    slots: dict[tuple[int, bool], list[Call]] = {}
+    for call in answered:
         claimed = call.op.revision if by_revision else call.op.index
         assert claimed is not None
-        return claimed, call.pure, call.start
-
-    answered.sort(key=place)
-    for one, other in pairwise(answered):
-        # Deleting what is not there changes nothing, and names the revision that deleted it.
-        if place(one)[:2] == place(other)[:2] and not (one.pure or (_deletes(one) and _deletes(other))):
+        settled = not call.pure and not (by_revision and _deletes(call))
+        slots.setdefault((claimed, not settled), []).append(call)
+    for (_, shared), slot in slots.items():
+        if not shared and len(slot) > 1:
             if by_revision:
-                return violation("witness", f"two commands claim one revision (key {key})", [one.op, other.op])
+                return violation(
+                    "witness", f"two commands claim one revision (key {key})", [each.op for each in slot[:2]]
+                )
             return unknown("witness", f"key {key}: two writes share an index and carry no revision")
-    return _real_time(key, answered) or _replay(key, answered, calls, model, budget)
+    order = [slots[place] for place in sorted(slots)]
+    return _real_time(key, order) or _replay(key, order, calls, model, budget)
 
 
 def _deletes(call: Call) -> bool:
     return call.op.op == "write" and call.op.argument is None
 
 
-def _real_time(key: str, order: Sequence[Call]) -> Verdict | None:
+def _real_time(key: str, order: Sequence[Sequence[Call]]) -> Verdict | None:
     """Nobody stands before a call that had ended when it started."""
     earliest: Call | None = None
-    for call in reversed(order):
-        if earliest is not None and earliest.end < call.start:
-            return violation("witness", f"the claimed order contradicts real time (key {key})", [call.op, earliest.op])
-        if earliest is None or call.end < earliest.end:
-            earliest = call
+    for slot in reversed(order):
+        for call in slot:
+            if earliest is not None and earliest.end < call.start:
+                reason = f"the claimed order contradicts real time (key {key})"
+                return violation("witness", reason, [call.op, earliest.op])
+        earliest = min([*slot, *([earliest] if earliest else [])], key=lambda call: call.end)
     return None
 
 
-def _replay(key: str, order: Sequence[Call], calls: Sequence[Call], model: Model, budget: Budget | None) -> Verdict:
-    """The answers one after the other, and the unknown ones from the first place that real time allows them."""
-    ranked = [replace(call, start=2 * rank, end=2 * rank + 1) for rank, call in enumerate(order)]
-    # Of each end, in the order of ends, the last place among all up to it.
-    ends = sorted((call.end, rank) for rank, call in enumerate(order))
-    last = [-1]
-    for _, rank in ends:
-        last.append(max(last[-1], rank))
+def _replay(
+    key: str, order: Sequence[Sequence[Call]], calls: Sequence[Call], model: Model, budget: Budget | None
+) -> Verdict:
+    """The slots one after the other, and the unknown calls from the first place that real time allows them."""
+    width = 2 * len(calls) + 2
+    ranked: list[Call] = []
+    moments: list[list[float]] = []
+    ends: list[tuple[float, int]] = []
+    for number, slot in enumerate(order):
+        # Within a slot real time decides, so its moments are numbered; starts come first where they are equal.
+        events = sorted([(call.start, 0, id(call)) for call in slot] + [(call.end, 1, id(call)) for call in slot])
+        at = {(is_end, name): place for place, (_, is_end, name) in enumerate(events, start=number * width)}
+        ranked += [replace(call, start=at[0, id(call)], end=at[1, id(call)]) for call in slot]
+        moments.append([moment for moment, _, _ in events])
+        ends += [(call.end, number) for call in slot]
+    ends.sort()
+    # Of each end, in the order of ends, the last slot among all up to it.
+    last = list(accumulate((number for _, number in ends), max, initial=-1))
     for call in calls:
         if not call.op.ok:
             after = last[bisect_left(ends, (call.start, -1))]
-            ranked.append(replace(call, start=2 * after + 2))
+            passed = bisect_left(moments[after], call.start) if after >= 0 else 0
+            ranked.append(replace(call, start=max(after, 0) * width + passed))
     ranked.sort(key=lambda call: call.start)
     outcome = search(prune(ranked, initial=model.initial()), budget)
     if outcome.kind == "unknown":
         return unknown("witness", f"key {key}: too many unknown operations to explain an answer")
     if outcome.blocked is None:
         return ok("witness", f"key {key}")
-    return _unexplained(key, outcome.blocked, order, calls)
+    before = [call.op for slot in order[: int(outcome.blocked.start) // width] for call in slot if not call.pure]
+    return _unexplained(key, outcome.blocked, before[-1:], calls)
 
 
-def _unexplained(key: str, blocked: Call, order: Sequence[Call], calls: Sequence[Call]) -> Verdict:
+def _unexplained(key: str, blocked: Call, before: Sequence[Op], calls: Sequence[Call]) -> Verdict:
     """The answer, what wrote the values that it names, and the last change before it."""
     only = writers(calls)
     proof = [only[name].op for name in blocked.footprint.sees if name in only][-3:]
-    before = [call.op for call in order[: int(blocked.start) // 2] if not call.pure]
-    proof += [op for op in before[-1:] if op not in proof]
+    proof += [op for op in before if op not in proof]
     at = blocked.op.index if blocked.op.revision is None else blocked.op.revision
     reason = f"the claimed order does not explain the answer at {at} (key {key})"
     return violation("witness", reason, [*(op for op in proof if op is not blocked.op), blocked.op])

@@ -90,6 +90,17 @@ def test_a_deletion_of_nothing_names_the_revision_that_deleted_it() -> None:
     """It changed nothing, so it has no revision of its own."""
     history = [write(1, 0, 10, revision=1), write(None, 20, 30, revision=2), write(None, 40, 50, revision=2)]
     assert "ok" == check_witness(history).kind
+    later = [read(None, 0, 10, revision=7), write(None, 20, 30, revision=7), read(None, 40, 50, revision=7)]
+    assert "ok" == check_witness(later).kind
+    found = [write(1, 0, 10, revision=6), read(None, 15, 40, revision=7), write(None, 20, 30, revision=7)]
+    assert "ok" == check_witness(found).kind
+    assert "violation" == check_witness([found[0], read(None, 12, 15, revision=7), found[2]]).kind
+
+
+def test_a_read_of_a_revision_cannot_see_an_unknown_write_that_began_after_it() -> None:
+    """Of those that share a revision real time decides, for the unknown ones among them, too."""
+    history = [write(1, 0, 10, revision=1), read(2, 20, 30, revision=1), write(2, 40, None)]
+    assert "violation" == check_witness(history).kind
 
 
 @pytest.mark.parametrize("keys", [("x", "x"), ("x", "y")])

@@ -81,6 +81,13 @@ def test_values_that_are_written_twice_are_left_alone() -> None:
     assert [NEVER, NEVER, 30] == [call.end for call in calls]
 
 
+def test_what_an_unknown_swap_may_have_needed_is_kept() -> None:
+    """The value of the swap has another writer, so nobody knows whether it was seen; found by chance."""
+    ops = [write(0, 0, None), cas(0, 2, 20, None), write(2, 25, 30), cas(2, 1, 40, 50), read(2, 60, 70)]
+    assert [NEVER, NEVER, 30, 50, 70] == [call.end for call in pruned(ops)]
+    assert "ok" == search(pruned(ops)).kind
+
+
 def test_attempts_of_one_number_are_one_operation() -> None:
     """From the first start to the first answer; unknown only if no attempt was answered."""
     mark = {"session": 1, "seq": 7}
