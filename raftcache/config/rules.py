@@ -97,6 +97,13 @@ def _sizes(config: Config) -> Iterator[Violation]:
         ("storage.segment_bytes", storage.segment_bytes, limits.frame_bytes_max, "all that one frame brings"),
         ("storage.log_bytes_max", storage.log_bytes_max, 4 * storage.segment_bytes, "four segments"),
         ("storage.log_bytes_max", storage.log_bytes_max, storage.log_bytes_per_checkpoint, "log_bytes_per_checkpoint"),
+        (
+            # Writes are refused at nine tenths (`node.engine`): what was taken until then goes into the last one.
+            "storage.map_bytes",
+            storage.map_bytes,
+            10 * (limits.in_flight_bytes_max + storage.commit_bytes_max),
+            "ten times limits.in_flight_bytes_max and commit_bytes_max",
+        ),
         ("raft.inflight_bytes_max", raft.inflight_bytes_max, raft.append_bytes_max, "one message of append_bytes_max"),
         (
             "raft.uncommitted_bytes_max",

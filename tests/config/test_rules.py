@@ -30,6 +30,7 @@ def test_the_defaults_break_no_rule() -> None:
         ({"storage.segment_bytes": "4MiB"}, "storage.segment_bytes"),
         ({"storage.log_bytes_max": "64MiB"}, "storage.log_bytes_max"),
         ({"storage.log_bytes_per_checkpoint": "2GiB"}, "storage.log_bytes_max"),
+        ({"storage.map_bytes": "1GiB"}, "storage.map_bytes"),
         ({"raft.inflight_bytes_max": "512KiB"}, "raft.inflight_bytes_max"),
         ({"raft.uncommitted_bytes_max": "2MiB"}, "raft.uncommitted_bytes_max"),
         ({"limits.in_flight_bytes_max": "2MiB"}, "limits.in_flight_bytes_max"),
