@@ -75,7 +75,8 @@ class Gateway:
     name: str
     address: str
     """Of the proxy."""
-    incarnation: int
+    incarnation: int | None
+    """Which life of the node answers what it can; None where it may have to ask another one."""
 
 
 @dataclass(slots=True)
@@ -165,8 +166,10 @@ class Client:
             extra["reason"] = reason
         if header is not None:
             extra["shard"] = header.shard
-        if wanted.op == "stale_read" and gateway.incarnation == self._incarnation(gateway.name):
-            extra["incarnation"] = gateway.incarnation
+        if wanted.op == "stale_read" and gateway.incarnation is not None:
+            # Of a node that was restarted meanwhile it is not known which life answered.
+            if gateway.incarnation == self._incarnation(gateway.name):
+                extra["incarnation"] = gateway.incarnation
         op = Op(
             client=self.number,
             key=wanted.key,
@@ -213,8 +216,8 @@ class Client:
                 return None
         return gateway, kv_pb2_grpc.KvServiceStub(channel)
 
-    def _incarnation(self, name: str) -> int:
-        return next((each.incarnation for each in self._gateways() if each.name == name), -1)
+    def _incarnation(self, name: str) -> int | None:
+        return next((each.incarnation for each in self._gateways() if each.name == name), None)
 
     async def close(self) -> None:
         for channel in self._channels.values():

@@ -17,6 +17,8 @@ from faults.network import Network
 from faults.processes import POLL_SECONDS, Node
 from raftcache.admin.v1 import admin_pb2, admin_pb2_grpc
 
+REPLICAS = 3
+"""Of a shard."""
 ADMIN_SECONDS = 10.0
 CHANGE_SECONDS = 60.0
 LEADER_SECONDS = 60.0
@@ -115,6 +117,11 @@ class Cluster:
         for node in self.nodes:
             node.close()
         await self.network.close()
+
+    @property
+    def everything_everywhere(self) -> bool:
+        """Whether each node has a replica of each shard for certain: three nodes, and never another one."""
+        return self._numbers == self._first_count == REPLICAS
 
     # --- Questions ----------------------------------------------------------------------------------------------------
 

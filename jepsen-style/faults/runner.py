@@ -154,9 +154,9 @@ class Run:
 
     def _gateways(self) -> list[Gateway]:
         """The nodes that clients may ask: those that listen, whatever else is wrong with them."""
-        network = self._scene.network
+        network, own = self._scene.network, self._scene.cluster.everything_everywhere
         return [
-            Gateway(node.name, network.client_address(node.name), node.starts)
+            Gateway(node.name, network.client_address(node.name), node.starts if own else None)
             for node in self._scene.nodes
             if node.listening or node.paused
         ]
