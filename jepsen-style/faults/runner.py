@@ -99,6 +99,8 @@ class Run:
         self.workload: Workload = WORKLOADS[plan.workload](random.Random(f"{plan.seed}/workload"))
         self.shards = random.Random(f"{plan.seed}/shards").choice([1, 2, 3])
         self.settings = settings_of(plan.seed)
+        if plan.nemesis in NEMESES:
+            self.settings |= NEMESES[plan.nemesis].settings
         self._progress = progress
         self._clients: list[Client] = []
         self._running = True

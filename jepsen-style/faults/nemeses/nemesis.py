@@ -14,7 +14,7 @@ cluster as they found it. What they need of the machine is named, and looked up 
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from faults.scene import Scene
@@ -40,6 +40,8 @@ class Nemesis:
     nodes_min: int
     chaos: bool
     """Whether it may run beside others."""
+    settings: Mapping[str, object]
+    """Of the nodes, in the place of those that the seed draws."""
     group: str
     """`process`, `network` or `time`. Two of one group never run at once: they would undo each other's work."""
 
@@ -59,6 +61,7 @@ def nemesis(
     volume: str = "",
     nodes_min: int = 1,
     chaos: bool = True,
+    settings: Mapping[str, object] | None = None,
 ) -> Callable[[Fault], Fault]:
     """Registers a fault."""
 
@@ -67,7 +70,7 @@ def nemesis(
         strike = contextlib.asynccontextmanager(fault)
         assert name not in NEMESES, name
         group = _GROUPS.get(fault.__module__.rpartition(".")[2], "network")
-        NEMESES[name] = Nemesis(name, about, strike, hold, needs, volume, nodes_min, chaos, group)
+        NEMESES[name] = Nemesis(name, about, strike, hold, needs, volume, nodes_min, chaos, settings or {}, group)
         return fault
 
     return register

@@ -13,8 +13,10 @@ PASSES_MAX = 30
 START_PASSES_MAX = 3
 DEATH_SECONDS = 5.0
 """To come by the point; a node that does not is left alone."""
+SHORT_LOGS = {"storage.log_bytes_per_checkpoint": "64KiB", "storage.trailing_log_bytes": "0"}
+"""So that a node which was away needs a snapshot."""
 AWAY_SECONDS = (3.0, 6.0)
-"""How long a follower is gone before it needs a snapshot; the logs of a run are cut short for that (`runner.py`)."""
+"""How long a follower is gone before it needs a snapshot."""
 
 
 async def _until_dead(victims: Sequence[Node], seconds: float) -> int:
@@ -49,7 +51,7 @@ async def failpoint(scene: Scene) -> AsyncIterator[str]:
         await _revive(scene, victims)
 
 
-@nemesis("failpoint-snapshot", hold=(0.1, 1.0))
+@nemesis("failpoint-snapshot", hold=(0.1, 1.0), settings=SHORT_LOGS)
 async def failpoint_snapshot(scene: Scene) -> AsyncIterator[str]:
     """A node that was away too long is filled by a snapshot, and somebody dies while it is sent, received or installed."""
     victim = scene.dice.choice(scene.nodes)
