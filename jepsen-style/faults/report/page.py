@@ -1,6 +1,6 @@
 """The page around the pictures. One file, nothing from elsewhere: it can be mailed, and opened in ten years."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -163,7 +163,21 @@ def _config(run: RunFacts) -> str:
 
 
 def _number(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.4g}"
+        case Mapping():
+            return ", ".join(f"{name} {_number(inner)}" for name, inner in value.items()) or "none"
+        case None | "" | [] | ():
+            return "none"
+        case list() | tuple():
+            return ", ".join(map(_number, value))
+        case _:
+            return str(value)
 
 
 def _seconds(value: float) -> str:

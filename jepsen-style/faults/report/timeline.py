@@ -109,7 +109,7 @@ def _moment(op: Op) -> int:
 
 
 def _throughput(canvas: _Canvas, history: Sequence[Op]) -> None:
-    top, bottom = canvas.panel("operations", "a second, by outcome", 120)
+    top, bottom = canvas.panel("operations", "per second", 120)
     count, width = _buckets(canvas.span)
     rates = {status: [0.0] * count for status in ("ok", "fail", "info")}
     for op in history:
@@ -153,11 +153,12 @@ def _latency(canvas: _Canvas, history: Sequence[Op]) -> None:
         share = (log10(max(value, 1e-3)) - low) / (high - low)
         return bottom - 6 - (bottom - top - 14) * min(max(share, 0.0), 1.0)
 
-    for power in range(int(low) - 1, int(high) + 2):
-        if low <= power <= high:
+    steps = (1,) if high - low > 2.5 else (1, 3)
+    for value in [step * 10.0**power for power in range(int(low) - 1, int(high) + 2) for step in steps]:
+        if low <= log10(value) <= high:
             canvas.shapes += [
-                svg.line(GUTTER, y(10**power), RIGHT, y(10**power), "rule"),
-                svg.text(GUTTER - 10, y(10**power) + 4, _duration(10**power), "tick", anchor="end"),
+                svg.line(GUTTER, y(value), RIGHT, y(value), "rule"),
+                svg.text(GUTTER - 10, y(value) + 4, _duration(value), "tick", anchor="end"),
             ]
     for status in ("ok", "fail", "info"):
         mine = [op for op in timed if op.status == status]
@@ -199,7 +200,8 @@ def _shards(canvas: _Canvas, history: Sequence[Op], silences: Sequence[Silence])
     """A row for each shard: where it answered, and in red where nobody was answered."""
     shards = list(shards_of(history).items())[:SHARDS_MAX]
     height = 16 * len(shards) + 4
-    top, _ = canvas.panel("answers", "by shard" if len(shards) > 1 else "", max(height, 34))
+    top, _ = canvas.panel("answers", "by shard; blank" if len(shards) > 1 else "blank", max(height, 46))
+    canvas.shapes.append(svg.text(0, top + 44, "where nobody asked", "note"))
     count, width = _buckets(canvas.span)
     for row, (shard, ops) in enumerate(shards):
         y = top + 4 + 16 * row

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from checkers.histories import Shape, brute_force, list_history, op, read, register_history, write
 from faults.checkers import Verdict, check_form, check_list, check_register, combine, judge
+from faults.checkers.__main__ import main
 from faults.checkers.models import ListModel, RegisterModel
 from faults.history import HistoryError, Op, read_history, write_history
 
@@ -52,6 +53,16 @@ def test_a_line_that_is_no_operation_is_refused(tmp_path: Path, flaw: dict[str, 
     path.write_text(json.dumps(good) + "\n" + json.dumps({**good, **flaw}) + "\n")
     with pytest.raises(HistoryError, match=r"history\.jsonl:2"):
         read_history(path)
+
+
+def test_a_file_is_judged_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The exit status is the verdict, and a violation shows its operations."""
+    right = [write(1, 0, 10), read(1, 20, 30)]
+    for status, history in ((0, right), (1, [write(1, 0, 10), read(2, 20, 30)]), (2, [])):
+        write_history(tmp_path / "history.jsonl", history)
+        assert status == main([str(tmp_path / "history.jsonl")])
+    assert '"result":2' in capsys.readouterr().out
+    assert 2 == main([])
 
 
 def test_unknown_never_counts_as_ok() -> None:
