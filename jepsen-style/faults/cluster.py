@@ -198,6 +198,11 @@ class Cluster:
         """Node ids by name. A replaced node leaves its name to the newer one only after it is removed."""
         return {each.name: each.node for each in (await self.info()).nodes}
 
+    async def shards_on(self, node_id: int) -> list[int]:
+        """The shards of which a node has a replica, the catalog included. Raises: `ClusterUnavailable`."""
+        shards = (await self.info()).shards
+        return [each.shard for each in shards if any(replica.node == node_id for replica in each.replicas)]
+
     async def ask(self, call: str, request: Any, what: str) -> Any:
         """An admin call, repeated on any node until it is taken. Raises: `TimeoutError`."""
         loop = asyncio.get_running_loop()

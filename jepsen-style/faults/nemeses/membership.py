@@ -27,8 +27,10 @@ async def grow_shrink(scene: Scene) -> AsyncIterator[str]:
     finally:
         leaving = scene.dice.choice(scene.nodes)
         node_id = (await cluster.ids())[leaving.name]
+        held = await cluster.shards_on(node_id)
         for shard in range(cluster.shards + 1):
-            await cluster.change(shard, "REMOVE", node_id)
+            # Each shard ends with as many replicas as it began with.
+            await cluster.change(shard, "REMOVE", node_id if shard in held else new_id)
             scene.counts["membership changes"] += 1
         await cluster.remove(node_id)
         await cluster.forget(leaving)
@@ -49,7 +51,7 @@ async def wipe_replace(scene: Scene) -> AsyncIterator[str]:
     finally:
         await replacement.start()
         new_id = await cluster.join(replacement)
-        for shard in range(cluster.shards + 1):
+        for shard in await cluster.shards_on(old_id):
             await cluster.change(shard, "MOVE", old_id, new_id)
             scene.counts["membership changes"] += 1
         await cluster.remove(old_id)
