@@ -25,8 +25,12 @@ from faults.history import Json, Op, Status
 from raftcache.client.failure import failure_of_status
 from raftcache.v1 import kv_pb2, kv_pb2_grpc, types_pb2
 
-CALL_SECONDS = 2.5
+CALL_SECONDS = (0.5, 1.0, 2.5)
+"""A call's patience, drawn for each. The short ones are for looking at both sides of a partition before the old leader has
+stepped down, the long ones for waiting out an election."""
 CONNECT_SECONDS = 0.4
+HOME_SHARE = 0.75
+"""Of the calls that go to a client's own gateway."""
 RATE_SECONDS = 2.0
 OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for each client
@@ -113,6 +117,7 @@ class Client:
         self.memory: dict[str, Any] = {}
         """For the workload: what this client knows from earlier answers."""
         self._gateways = gateways
+        self._home = dice.randrange(1_000)
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def attempt(
@@ -124,14 +129,14 @@ class Client:
         *,
         status_of: Callable[[Any], Status] = lambda response: "ok",
     ) -> Outcome:
-        """One call through a gateway at random, written down."""
+        """One call through a gateway, written down."""
         reached = await self._reach()
         if reached is None:
             return Outcome(None, "nobody was reached")
         gateway, stub = reached
         start_ns = time.monotonic_ns()
         try:
-            response = await getattr(stub, method)(request, timeout=CALL_SECONDS)
+            response = await getattr(stub, method)(request, timeout=self.dice.choice(CALL_SECONDS))
         except grpc.aio.AioRpcError as error:
             # `Metadata` yields pairs; its type says otherwise.
             trailers: Any = error.trailing_metadata()
@@ -194,17 +199,22 @@ class Client:
         if reached is None:
             return None
         try:
-            return await getattr(reached[1], method)(request, timeout=CALL_SECONDS)
+            return await getattr(reached[1], method)(request, timeout=self.dice.choice(CALL_SECONDS))
         except grpc.aio.AioRpcError:
             return None
 
     async def _reach(self) -> tuple[Gateway, Any] | None:
-        """A gateway at random to which there is a connection."""
+        """A gateway to which there is a connection: mostly the client's own, else any.
+
+        With clients at random a few writes at a node that is cut off would hold all of them up, and nobody would be left to
+        look at both sides.
+        """
         gateways = self._gateways()
         if not gateways:
             await asyncio.sleep(CONNECT_SECONDS)
             return None
-        gateway = self.dice.choice(gateways)
+        home = gateways[self._home % len(gateways)]
+        gateway = home if self.dice.random() < HOME_SHARE else self.dice.choice(gateways)
         channel = self._channels.get(gateway.address)
         if channel is None:
             channel = self._channels[gateway.address] = grpc.aio.insecure_channel(gateway.address, OPTIONS)

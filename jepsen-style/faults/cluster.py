@@ -48,7 +48,7 @@ class Cluster:
         volume: str = "",
         bug: str = "",
     ) -> None:
-        self.root = root
+        self.root = root.resolve()
         self.shards = shards
         """Apart from the catalog, which is shard 0."""
         self.settings = dict(settings)

@@ -147,6 +147,7 @@ class Node:
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,
+                cwd=PROJECT_ROOT,
                 pass_fds=[theirs.fileno()],
                 env=os.environ | {"PYTHONPATH": paths},
             )

@@ -36,8 +36,8 @@ from raftcache.v1 import kv_pb2
 
 CHAOS = "chaos"
 NONE = "none"
-CLIENTS = 8
-THINK_SECONDS_MAX = 0.03
+CLIENTS = 12
+THINK_SECONDS_MAX = 0.06
 """Between two operations of a client, drawn from 0 to this: 200 to 300 operations a second in all, on two cores."""
 BALLAST_BYTES = 6_000
 BALLAST_SECONDS = 0.05
@@ -305,7 +305,7 @@ class Run:
             nemesis_events=sorted(self.events),
             verdicts=verdicts,
             counts=counts,
-            log_files=[str(log.relative_to(plan.folder)) for log in logs],
+            log_files=[str(log.relative_to(plan.folder.resolve())) for log in logs],
             skipped=plan.skipped,
             started_at=self._started_at,
         )
