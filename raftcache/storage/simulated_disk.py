@@ -382,6 +382,28 @@ class SimulatedDisk:
         """From here on nothing that was injected fails any more."""
         self._faults.clear()
 
+    def paths(self) -> list[str]:
+        """All files, as the processes see them."""
+        return sorted(path for path, inode in self._visible.items() if inode is not None)
+
+    def size_of(self, path: str) -> int:
+        """Bytes in a file, as the processes see it."""
+        inode = self._visible[path]
+        return 0 if inode is None else inode.size
+
+    def survives(self, path: str, start: int, end: int) -> bool:
+        """Whether bytes `[start, end)` of the file are on the platter as they are read, under a name that is there too."""
+        inode = self._visible.get(path)
+        if inode is None or self._durable.get(path) is not inode or end > inode.durable_size:
+            return False
+        for number in range(start // PAGE_BYTES, (end - 1) // PAGE_BYTES + 1):
+            cached = inode.dirty.get(number) or inode.lost.get(number)
+            if cached is not None:
+                lo, hi = max(0, start - number * PAGE_BYTES), min(PAGE_BYTES, end - number * PAGE_BYTES)
+                if inode.durable.get(number, _ZERO_PAGE)[lo:hi] != cached[lo:hi]:
+                    return False
+        return True
+
     def flip_bit(self, path: str, offset: int, bit: int) -> None:
         """Bit rot: one bit of what is on the platter changes, and with it what a reader sees."""
         inode = self._visible[path]

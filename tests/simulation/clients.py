@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from raftcache.errors import RaftCacheError
 from raftcache.kv.operations import Get, GetResult, Put, WriteResult
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import Reply, Request
+from raftcache.node.settings import MS
 from tests.simulation.history import Event, History
-from tests.simulation.network import MS
+from tests.simulation.kinds import Kind
 
 if TYPE_CHECKING:
-    from tests.simulation.world import SimulatedNode, World
+    from tests.simulation.nodes import SimulatedNode
+    from tests.simulation.world import World
 
 TIMEOUT_NS = 3_000 * MS
 KEYS = [b"k%d" % number for number in range(6)]
@@ -28,23 +31,31 @@ class Client:
     number: int
     stopped: bool = False
     written: int = 0
+    random: random.Random = field(init=False)
+    """Its own, so that what it asks for does not depend on what fails."""
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(f"client {self.world.seed} {self.number}")
 
     def start(self) -> None:
-        self.world.after(self.world.random.randrange(50) * MS, self._next)
+        self._later(self.random.randrange(50))
+
+    def _later(self, delay_ms: int) -> None:
+        self.world.after(delay_ms * MS, self._next, kind=Kind.CLIENT)
 
     def _next(self) -> None:
         if self.stopped:
             return
-        draw = self.world.random
-        nodes = [node for node in self.world.nodes.values() if node.host is not None]
+        draw, plan = self.random, self.world.plan
+        nodes = self.world.reachable()
         if not nodes:
-            self.world.after(100 * MS, self._next)
+            self._later(100)
             return
         node = draw.choice(nodes)
         key = draw.choice(KEYS)
-        if draw.random() < 0.5:
+        if draw.random() >= plan.reads:
             self.written += 1
-            value = b"%d.%d" % (self.number, self.written)
+            value = b"%d.%d" % (self.number, self.written) + b"." * draw.randrange(plan.value_bytes_max)
             event = Event(self.number, "put", key, value, self.world.now_ns)
             operation: Put | Get = Put(key, value)
         else:
@@ -55,10 +66,10 @@ class Client:
         request = Request(None, operation, slot_of(key), node.clock.monotonic_ns() + TIMEOUT_NS)
         sink = _Sink(self, event, node, node.life)
         node.host.submit([request], sink)
-        self.world.after(TIMEOUT_NS + 500 * MS, sink.give_up)
+        self.world.after(TIMEOUT_NS + 500 * MS, sink.give_up, kind=Kind.CLIENT)
 
     def done(self) -> None:
-        self.world.after(self.world.random.randrange(1, 80) * MS, self._next)
+        self._later(self.random.randrange(1, self.world.plan.pause_ms_max))
 
 
 class _Sink:
@@ -70,6 +81,7 @@ class _Sink:
         self._node = node
         self._life = life
         self._over = False
+        self._newest = client.world.ghost.newest(client.world.shard_of(event.key))
 
     def deliver(self, replies: list[Reply]) -> None:
         if self._over or self._node.life != self._life:
@@ -82,11 +94,13 @@ class _Sink:
             event.status = "fail" if result.definite else "unknown"
         elif isinstance(result, GetResult):
             event.end_ns, event.status, event.revision = self._client.world.now_ns, "ok", result.revision
+            self._client.world.ghost.read(reply.shard, reply.index, self._newest)
             if result.entry is not None:
                 event.value, event.mod_revision = result.entry.value, result.entry.mod_revision
         else:
             assert isinstance(result, WriteResult), result
             event.end_ns, event.status, event.revision = self._client.world.now_ns, "ok", result.revision
+            self._client.world.ghost.written(self._node, reply.shard, reply.index)
         self._client.done()
 
     def give_up(self) -> None:

@@ -6,7 +6,8 @@ already, and copies that come late, must not count twice; what was answered must
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from raftcache.errors import RaftCacheError, SessionExpired
@@ -22,12 +23,14 @@ from raftcache.kv.operations import (
 )
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import Reply, Request
-from tests.simulation.network import MS
+from raftcache.node.settings import MS
+from tests.simulation.kinds import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.simulation.world import SimulatedNode, World
+    from tests.simulation.nodes import SimulatedNode
+    from tests.simulation.world import World
 
 TIMEOUT_NS = 700 * MS
 """Shorter than an outage, so that there are retries."""
@@ -49,6 +52,10 @@ class Counter:
     shard: ShardId = ShardId(-1)
     values: list[int] | None = None
     problem: str = ""
+    random: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(f"counter {self.world.seed} {self.number}")
 
     @property
     def key(self) -> bytes:
@@ -56,7 +63,7 @@ class Counter:
 
     def start(self) -> None:
         self.values = []
-        self.world.after(self.world.random.randrange(100) * MS, self._next)
+        self.world.after(self.random.randrange(100) * MS, self._next, kind=Kind.CLIENT)
 
     def _next(self) -> None:
         if self.stopped:
@@ -71,48 +78,48 @@ class Counter:
         node = self._node()
         owner = node.engine.owner(slot_of(self.key)) if node is not None and node.engine is not None else ShardId(-1)
         if node is None or owner < 0:
-            self.world.after(100 * MS, self._next)
+            self.world.after(100 * MS, self._next, kind=Kind.CLIENT)
             return
         self.shard = owner
 
         def opened(result: Result | RaftCacheError | None) -> None:
             if isinstance(result, SessionResult):
                 self.session, self.sequence = result.session, 0
-            self.world.after(self.world.random.randrange(1, 50) * MS, self._next)
+            self.world.after(self.random.randrange(1, 50) * MS, self._next, kind=Kind.CLIENT)
 
         self._submit(node, OpenSession(), Slot(-1), None, opened)
 
     def _increment(self) -> None:
         node = self._node()
         if node is None:
-            self.world.after(100 * MS, self._increment)
+            self.world.after(100 * MS, self._increment, kind=Kind.CLIENT)
             return
         stamp = SessionStamp(self.session, self.sequence, self.sequence)
         self._submit(node, Increment(self.key), slot_of(self.key), stamp, self._answered)
 
     def _answered(self, result: Result | RaftCacheError | None) -> None:
-        pause_ns = self.world.random.randrange(1, 150) * MS
+        pause_ns = self.random.randrange(1, 150) * MS
         if isinstance(result, IncrementResult):
             self.acknowledged += 1
             assert self.values is not None
             if self.values and result.value <= self.values[-1]:
                 self.problem = f"counter {self.number} went from {self.values[-1]} to {result.value}"
             self.values.append(result.value)
-            self.world.after(pause_ns, self._next)
+            self.world.after(pause_ns, self._next, kind=Kind.CLIENT)
         elif isinstance(result, SessionExpired):
             # A retry whose first attempt may have counted.
             self.unknown += 1
             self.session = 0
-            self.world.after(pause_ns, self._next)
+            self.world.after(pause_ns, self._next, kind=Kind.CLIENT)
         else:
             # Refused, unknown or silent: the same stamp again, through another node. Also where it is stopped: what was
             # begun is brought to its end.
             self.retries += 1
-            self.world.after(pause_ns, self._increment)
+            self.world.after(pause_ns, self._increment, kind=Kind.CLIENT)
 
     def _node(self) -> SimulatedNode | None:
-        up = [node for node in self.world.nodes.values() if node.engine is not None]
-        return self.world.random.choice(up) if up else None
+        up = [node for node in self.world.reachable() if node.engine is not None]
+        return self.random.choice(up) if up else None
 
     def _submit(
         self,
@@ -128,7 +135,7 @@ class Counter:
         sink = _Once(node, node.life, done)
         assert node.host is not None
         node.host.submit([request], sink)
-        self.world.after(TIMEOUT_NS + 100 * MS, sink.give_up)
+        self.world.after(TIMEOUT_NS + 100 * MS, sink.give_up, kind=Kind.CLIENT)
 
     def problems(self, value: int) -> list[str]:
         """What is wrong if the cluster says `value`."""
@@ -155,6 +162,8 @@ class _Once:
         if not self._over and self._node.life == self._life:
             self._over = True
             [reply] = replies
+            if isinstance(reply.result, IncrementResult):
+                self._node.world.ghost.written(self._node, reply.shard, reply.index)
             self._done(reply.result)
 
     def give_up(self) -> None:

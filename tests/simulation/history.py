@@ -8,6 +8,7 @@ A write whose outcome is unknown may stand anywhere after its start, or nowhere:
 Values are unique, so a value names its write.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 
@@ -83,6 +84,7 @@ def _reads(events: list[Event], history: History) -> list[str]:
             seen[event.revision] = event
             order.setdefault(event.key, {})[event.revision] = event.value or b""
     written = {event.value: event for event in history.events if event.kind == "put"}
+    places = {event.value: event.revision for event in events if event.kind == "put"}
     for event in events:
         if event.kind != "get" or event.value is None:
             continue
@@ -96,11 +98,15 @@ def _reads(events: list[Event], history: History) -> list[str]:
             if writes.get(event.mod_revision, event.value) != event.value:
                 found.append(f"another value at that revision: {event}")
             writes[event.mod_revision] = event.value
+            if places.setdefault(event.value, event.mod_revision) != event.mod_revision:
+                found.append(f"written twice, at revision {places[event.value]} too: {event}")
+    ascending = {key: sorted(writes) for key, writes in order.items()}
     for event in events:
         if event.kind != "get":
             continue
-        revisions = [r for r in order.get(event.key, {}) if r <= event.revision]
-        expected = order[event.key][max(revisions)] if revisions else None
+        revisions = ascending.get(event.key, [])
+        before = bisect_right(revisions, event.revision)
+        expected = order[event.key][revisions[before - 1]] if before else None
         if expected != event.value:
             found.append(f"stale or lost: {event} should have read {expected!r}")
     return found

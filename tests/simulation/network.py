@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from raftcache.errors import OutcomeUnknown, RaftCacheError, Unavailable
 from raftcache.ids import ClusterId, NodeId, ShardId
-from raftcache.raft.messages import InstallSnapshot, Message
+from raftcache.node.settings import MS
+from raftcache.raft.messages import AppendReply, InstallSnapshot, Message, RequestVote, VoteReply
 from raftcache.storage.state import OutgoingCheckpoint
 from raftcache.transport.codec import encode_section
 
 if TYPE_CHECKING:
-    from tests.simulation.world import SimulatedNode, World
+    from tests.simulation.nodes import SimulatedNode
+    from tests.simulation.world import World
 
-MS = 1_000_000
 STALL_NS = 3_000 * MS
 """After which a snapshot's sender gives it up."""
+
+
+def _arrive(from_node: NodeId, data: bytes, peer: SimulatedNode) -> None:
+    peer.on_bytes(from_node, data)
 
 
 class SimulatedNetwork:
@@ -28,16 +34,21 @@ class SimulatedNetwork:
         self._waiting: list[tuple[NodeId, ShardId, Message]] = []
 
     def send(self, node: NodeId, shard: ShardId, message: Message) -> None:
+        kind = type(message)
+        if kind is AppendReply or kind is VoteReply or kind is RequestVote:
+            self._world.ghost.promised(self._owner, message)
         self._waiting.append((node, shard, message))
 
     def flush(self) -> None:
+        world, owner = self._world, self._owner
         waiting, self._waiting = self._waiting, []
         for node, shard, message in waiting:
+            # Each in a frame of its own, so that each has a fate of its own.
             data = b"".join(encode_section([(shard, message)]))
-            for _ in range(self._world.copies(self._owner.node, node)):
-                self._world.deliver(
-                    self._owner.node, node, lambda peer, data=data: peer.on_bytes(self._owner.node, data)
-                )
+            for _ in range(world.copies(owner.node, node)):
+                world.deliver(owner.node, node, data, partial(_arrive, owner.node, data))
+            if owner.armed and type(message).__name__ == owner.armed:
+                owner.message_left()
 
     def request(
         self,
@@ -62,7 +73,7 @@ class SimulatedNetwork:
             def respond(reply: bytes) -> None:
                 # Answers are lost like anything else: what was asked for was done all the same.
                 if world.copies(peer.node, owner.node):
-                    world.deliver(peer.node, owner.node, lambda _: answer(reply))
+                    world.deliver(peer.node, owner.node, reply, lambda _: answer(reply))
 
             peer.host.on_request(owner.node, kind, payload, respond)
 
@@ -70,7 +81,7 @@ class SimulatedNetwork:
             world.after(MS, lambda: answer(Unavailable(f"node {node} is not connected")), node=owner)
             return
         if world.copies(owner.node, node):
-            world.deliver(owner.node, node, arrive)
+            world.deliver(owner.node, node, payload, arrive)
         wait_ns = max(0, min(deadline_ns - owner.clock.monotonic_ns(), 2_000 * MS))
         world.after(wait_ns, lambda: answer(OutcomeUnknown(f"node {node} did not answer")), node=owner)
 
@@ -93,9 +104,6 @@ class SimulatedNetwork:
         on_done: Callable[[bool], None],
     ) -> None:
         world, owner, life = self._world, self._owner, self._owner.life
-        chunks = []
-        while chunk := reader.chunk():
-            chunks.append(chunk)
         over = False
 
         def done(ok: bool) -> None:
@@ -106,12 +114,19 @@ class SimulatedNetwork:
 
         # As the real one: a transfer that stalls is given up.
         world.after(STALL_NS, lambda: done(False), node=owner)
+        chunks = []
+        try:
+            while chunk := reader.chunk():
+                chunks.append(chunk)
+        except (RaftCacheError, OSError):
+            world.after(0, lambda: done(False), node=owner)
+            return
 
         def arrive(peer: SimulatedNode) -> None:
             assert peer.host is not None
             engine = peer.host.engine
             if engine is None:
-                world.deliver(peer.node, owner.node, lambda _: done(False))
+                world.deliver(peer.node, owner.node, b"refused", lambda _: done(False))
                 return
             try:
                 incoming = engine.checkpointing.receive(
@@ -119,17 +134,19 @@ class SimulatedNetwork:
                 )
                 for chunk in chunks:
                     incoming.add(chunk)
-                incoming.finish(lambda ok: world.deliver(peer.node, owner.node, lambda _: done(ok)))
+                incoming.finish(lambda ok: world.deliver(peer.node, owner.node, b"done", lambda _: done(ok)))
             except RaftCacheError:
-                world.deliver(peer.node, owner.node, lambda _: done(False))
+                world.deliver(peer.node, owner.node, b"refused", lambda _: done(False))
 
         if world.copies(owner.node, node):
-            world.deliver(owner.node, node, arrive)
+            world.deliver(owner.node, node, reader.digest, arrive)
         else:
             world.after(500 * MS, lambda: done(False), node=owner)
+        if owner.armed == "InstallSnapshot":
+            owner.message_left()
 
     def connected(self, node: NodeId) -> bool:
-        return not self._world.cut(self._owner.node, node)
+        return self._world.connected(self._owner.node, node)
 
     def set_cluster(self, cluster: ClusterId) -> None:
         del cluster

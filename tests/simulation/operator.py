@@ -6,16 +6,18 @@ He breaks no rule that the administration would hold him to: groups keep three v
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 from raftcache.errors import PreconditionFailed, RaftCacheError
 from raftcache.ids import NO_REPLICA, NodeId, ShardId
 from raftcache.node.directory import Directory, DirectoryShard, with_change, with_node
 from raftcache.node.kinds import KIND_JOIN
-from tests.simulation.network import MS
+from raftcache.node.settings import MS
 
 if TYPE_CHECKING:
-    from tests.simulation.world import SimulatedNode, World
+    from tests.simulation.nodes import SimulatedNode
+    from tests.simulation.world import World
 
 VOTERS_MIN = 3
 
@@ -25,28 +27,29 @@ class Operator:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._random = random.Random(f"operator {world.seed}")
         self.changes = 0
         """Membership changes that were written down."""
         self.transfers = 0
 
     def start(self) -> None:
-        if self._world.faults.operate_every_ms:
+        if self._world.plan.operate_every_ms:
             self._again()
 
     def _again(self) -> None:
         world = self._world
 
         def act() -> None:
-            if world.healing:
+            if world.healed:
                 self._finish_joins()
             else:
                 self._act()
             self._again()
 
-        world.after(world.random.randrange(world.faults.operate_every_ms) * MS, act)
+        world.after(self._random.randrange(world.plan.operate_every_ms) * MS, act)
 
     def _act(self) -> None:
-        world, draw = self._world, self._world.random
+        world, draw = self._world, self._random
         members = [node for node in world.nodes.values() if node.engine is not None]
         if not members:
             return
@@ -98,13 +101,13 @@ class Operator:
         assert engine is not None
         led = [replica for replica in engine.replicas.values() if replica.leads]
         if led:
-            replica = self._world.random.choice(led)
+            replica = self._random.choice(led)
             if engine.transfer(replica) != NO_REPLICA:
                 self.transfers += 1
 
     def _change(self, through: SimulatedNode) -> None:
         """`raftcache shard replicas add | remove | move`."""
-        draw = self._world.random
+        draw = self._random
         engine = through.engine
         assert engine is not None
         shard_id = draw.choice(sorted(engine.directory.shards))

@@ -1,31 +1,28 @@
-"""One seed, from start to verdict; `python -m tests.simulation.run SEED` replays it."""
+"""One seed, from start to verdict: a safety phase, a liveness phase, and what must be true in the end."""
 
-import argparse
+from __future__ import annotations
+
 import hashlib
-import sys
-import time
+import traceback
 from dataclasses import dataclass, field
 
-from raftcache.ids import Index, ShardId
-from raftcache.kv.operations import Get, GetResult
-from raftcache.kv.slots import slot_of
-from raftcache.node.directory import Directory
+from raftcache.node.settings import MS
 from tests.simulation.clients import Client
+from tests.simulation.convergence import miscounted, not_converged, run_until
 from tests.simulation.counters import Counter
+from tests.simulation.faults import inject
 from tests.simulation.history import History, violations
-from tests.simulation.network import MS
+from tests.simulation.lanes import Lanes
+from tests.simulation.liveness import heal_a_majority
 from tests.simulation.operator import Operator
-from tests.simulation.world import World
+from tests.simulation.plan import Plan
+from tests.simulation.world import Problem, World
 
-SAFETY_MS = 8_000
-"""Simulated time under faults, per seed."""
-HEAL_MS = 16_000
+HEAL_MS = 20_000
 """Within this, after everything healed, every shard has a leader, every change of membership has come to its end, all
 replicas are level and their hashes equal."""
-CLIENTS = 4
-COUNTERS = 3
-MOMENT_MS = 3_000
-CHECK_EVERY_MS = 50
+MOMENT_MS = 1_000
+"""For which clients go on in a healed cluster."""
 
 
 @dataclass(slots=True)
@@ -33,193 +30,103 @@ class Verdict:
     """What one seed came to."""
 
     seed: int
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     events: int = 0
+    """Without idle ones."""
+    simulated_ms: int = 0
     acknowledged: int = 0
-    unknown: int = 0
-    crashes: int = 0
-    changes: int = 0
-    """Changes of membership that an operator wrote down."""
-    transfers: int = 0
+    """Reads and writes."""
     increments: int = 0
     """Acknowledged ones, under sessions."""
+    unknown: int = 0
     retries: int = 0
-    digest: str = ""
-    """Of the whole history: the same seed gives the same one."""
+    live_ms: int = -1
+    """How long the healed majority needed until all shards had committed."""
+    level_ms: int = -1
+    """How long it took until all was level again."""
+    tally: dict[str, int] = field(default_factory=dict)
+    """How often what happened: faults, elections, snapshots, checks."""
+    trace_hash: str = ""
+
+    @property
+    def commands(self) -> int:
+        """Committed for clients."""
+        return self.acknowledged + self.increments
 
 
-class Watch:
-    """Invariants of the cluster, checked every `CHECK_EVERY_MS` of simulated time."""
-
-    def __init__(self, world: World, problems: list[str]) -> None:
-        self._world = world
-        self._problems = problems
-        self._leaders: dict[tuple[ShardId, int], int] = {}
-        self._hashes: dict[tuple[ShardId, Index], int] = {}
-
-    def run(self) -> None:
-        # Raft §5.2, election safety: at most one leader per term, ever.
-        for place, leaders in self._world.leaders().items():
-            for leader in leaders:
-                if self._leaders.setdefault(place, leader) != leader:
-                    self._problems.append(f"two leaders of shard, term {place}: {self._leaders[place]} and {leader}")
-        # Raft §5.4.3, state-machine safety: at an equal index, equal states.
-        for node in self._world.nodes.values():
-            engine = node.engine
-            if engine is None:
-                continue
-            self._problems += [f"replica {r}: {absent.reason}" for r, absent in engine.lifecycle.absent.items()]
-            for replica in engine.replicas.values():
-                if replica.stopped and not replica.rebuilding:
-                    self._problems.append(f"replica {replica.replica_id} stopped: {replica.stopped}")
-                if replica.machine is None:
-                    continue
-                place = (replica.shard, replica.machine.applied_index)
-                state_hash = replica.machine.state_hash
-                if self._hashes.setdefault(place, state_hash) != state_hash:
-                    self._problems.append(f"states of shard, index {place} differ")
-        if not self._problems:
-            self._world.after(CHECK_EVERY_MS * MS, self.run)
-
-
-def run(seed: int, *, safety_ms: int = SAFETY_MS, heal_ms: int = HEAL_MS) -> Verdict:
-    """Runs the seed; the same seed always comes to the same verdict and digest."""
-    world = World(seed)
+def run(seed: int, plan: Plan | None = None, lanes: Lanes | None = None) -> Verdict:
+    """Runs the seed, or a part of its plan; the same input always comes to the same verdict and trace hash."""
+    world = World(seed, plan, lanes)
+    actors = _Actors(world)
     verdict = Verdict(seed)
-    history = History()
-    world.start()
-    Watch(world, verdict.problems).run()
-    clients = [Client(world, history, number) for number in range(CLIENTS)]
-    counters = [Counter(world, number) for number in range(COUNTERS)]
-    operator = Operator(world)
-    for actor in (*clients, *counters, operator):
-        actor.start()
-    world.inject()
-    world.run_until(safety_ms * MS)
-    verdict.crashes = sum(node.life - 1 for node in world.nodes.values())
-    world.heal()
-    world.run_until((safety_ms + heal_ms // 2) * MS)
-    for actor in (*clients, *counters):
-        actor.stopped = True
-    end_ms = safety_ms + heal_ms
-    world.run_until(end_ms * MS)
-    # A leader may just be going home; what is on its way then is given a moment.
-    while _not_converged(world) and end_ms < safety_ms + heal_ms + MOMENT_MS:
-        end_ms += CHECK_EVERY_MS
-        world.run_until(end_ms * MS)
-    verdict.problems += violations(history)
-    verdict.problems += _not_converged(world)
-    verdict.problems += _miscounted(world, counters)
-    verdict.problems += _made_no_progress(history, safety_ms)
+    try:
+        _phases(world, actors, verdict)
+    except Exception as error:  # noqa: BLE001 - whatever leaves the product's code is a finding
+        where = "".join(traceback.format_tb(error.__traceback__)[-3:])
+        kind = "assertion" if isinstance(error, AssertionError) else "exception"
+        world.fail(kind, f"{type(error).__name__}: {error}\n{where}")
+    verdict.problems = world.problems
     verdict.events = world.events
-    verdict.acknowledged = len(history.acknowledged())
-    verdict.unknown = sum(event.status == "unknown" for event in history.events)
-    verdict.changes, verdict.transfers = operator.changes, operator.transfers
-    verdict.increments = sum(counter.acknowledged for counter in counters)
-    verdict.retries = sum(counter.retries for counter in counters)
-    counted = [counter.values for counter in counters]
-    verdict.digest = hashlib.blake2b(repr((history.events, counted, world.events)).encode(), digest_size=8).hexdigest()
+    verdict.simulated_ms = world.now_ns // MS
+    verdict.acknowledged = len(actors.history.acknowledged())
+    verdict.unknown = sum(event.status == "unknown" for event in actors.history.events)
+    verdict.increments = sum(counter.acknowledged for counter in actors.counters)
+    verdict.retries = sum(counter.retries for counter in actors.counters)
+    verdict.tally = dict(sorted(world.ghost.tally.items()))
+    verdict.tally["membership changes"] = actors.operator.changes
+    seen = repr((actors.history.events, [counter.values for counter in actors.counters]))
+    verdict.trace_hash = hashlib.blake2b((world.trace_hash + seen).encode(), digest_size=8).hexdigest()
     return verdict
 
 
-def _not_converged(world: World) -> list[str]:
-    problems = []
-    states: dict[ShardId, set[tuple[int, int]]] = {}
-    directories: dict[int, Directory] = {}
-    for node in world.nodes.values():
-        engine = node.engine
-        if node.host is None:
-            problems.append(f"node {node.node} is not up at the end")
-        if engine is None:
-            continue  # not taken in yet
-        directories[engine.directory.epoch] = engine.directory
-        for replica in engine.replicas.values():
-            if replica.machine is None:
-                problems.append(f"replica {replica.replica_id} has no state at the end")
-            else:
-                states.setdefault(replica.shard, set()).add((replica.machine.applied_index, replica.machine.state_hash))
-    problems += [f"shard {shard} is not level at the end: {found}" for shard, found in states.items() if len(found) > 1]
-    if len(directories) > 1:
-        problems.append(f"the nodes know different epochs at the end: {sorted(directories)}")
-    return problems + _misplaced(world, directories[max(directories)])
+class _Actors:
+    """Everybody who wants something of the cluster."""
+
+    def __init__(self, world: World) -> None:
+        self.history = History()
+        self.clients = [Client(world, self.history, number) for number in range(world.plan.clients)]
+        self.counters = [Counter(world, number) for number in range(world.plan.counters)]
+        self.operator = Operator(world)
+
+    def start(self) -> None:
+        for client in self.clients:
+            client.start()
+        for counter in self.counters:
+            counter.start()
+        self.operator.start()
+
+    def stop(self) -> None:
+        for client in self.clients:
+            client.stopped = True
+        for counter in self.counters:
+            counter.stopped = True
 
 
-def _misplaced(world: World, directory: Directory) -> list[str]:
-    """The newest directory, the groups' own logs and what is on the nodes must be one and the same in the end."""
-    problems = []
-    for shard in directory.shards.values():
-        if shard.change is not None:
-            problems.append(f"shard {shard.shard}: {shard.change.describe()} has not come to its end")
-        listed = {placed.replica: placed.node for placed in shard.replicas}
-        here = {}
-        for node in world.nodes.values():
-            replica = node.engine.local(shard.shard) if node.engine is not None else None
-            if replica is not None:
-                here[replica.replica_id] = node.node
-                members = {*replica.raft.configuration.voters, *replica.raft.configuration.learners}
-                if replica.leads and members != set(listed):
-                    problems.append(f"shard {shard.shard} has the members {members}, listed are {set(listed)}")
-        if here != listed:
-            problems.append(f"shard {shard.shard} is at {here}, listed at {listed}")
-    return problems
-
-
-def _miscounted(world: World, counters: list[Counter]) -> list[str]:
-    """Pitfall 31: each counter is what was acknowledged, no more and no less."""
-    problems = []
-    for counter in counters:
-        for node in world.nodes.values():
-            engine = node.engine
-            replica = engine.local(engine.owner(slot_of(counter.key))) if engine is not None else None
-            if replica is not None and replica.leads and replica.machine is not None:
-                result = replica.machine.read(Get(counter.key), slot_of(counter.key))
-                assert isinstance(result, GetResult), result
-                value = int(result.entry.value) if result.entry is not None else 0
-                problems += counter.problems(value)
-    return problems
-
-
-def _made_no_progress(history: History, safety_ms: int) -> list[str]:
-    late = [event for event in history.acknowledged() if event.start_ns > (safety_ms + 4_000) * MS]
-    return [] if len(late) > 50 else [f"only {len(late)} operations succeeded after everything healed"]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "seed", type=int, nargs="?", help="replay this seed; without it, run seeds until the time is up"
+def _phases(world: World, actors: _Actors, verdict: Verdict) -> None:
+    world.start()
+    actors.start()
+    inject(world)
+    world.run_until(world.plan.safety_ms * MS)
+    if world.problems:
+        return
+    verdict.live_ms = heal_a_majority(world)
+    world.run_until(world.now_ns + MOMENT_MS * MS)
+    if world.problems:
+        return
+    world.heal(frozenset(node.node for node in world.nodes.values() if not node.condemned))
+    world.run_until(world.now_ns + MOMENT_MS * MS)
+    actors.stop()
+    verdict.level_ms = run_until(
+        world, lambda: not not_converged(world) and not miscounted(world, actors.counters), bound_ms=HEAL_MS
     )
-    parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--first", type=int, default=int(time.time()), help="the first seed of a long run")
-    arguments = parser.parse_args()
-    if arguments.seed is not None:
-        verdict = run(arguments.seed)
-        print(verdict)
-        return 1 if verdict.problems else 0
-    until = time.monotonic() + arguments.minutes * 60
-    seed, events, acknowledged, crashes, changes, increments = arguments.first, 0, 0, 0, 0, 0
-    started = time.monotonic()
-    while time.monotonic() < until:
-        verdict = run(seed)
-        events += verdict.events
-        acknowledged += verdict.acknowledged
-        crashes += verdict.crashes
-        changes += verdict.changes
-        increments += verdict.increments
-        if verdict.problems:
-            print(f"seed {seed} FAILED; replay it with: make sim SEED={seed}")
-            for problem in verdict.problems[:10]:
-                print(f"  {problem}")
-            return 1
-        seed += 1
-    seconds = time.monotonic() - started
-    print(
-        f"{seed - arguments.first} seeds from {arguments.first}: {events} events ({events / seconds:.0f}/s), "
-        f"{acknowledged} acknowledged operations, {increments} increments, {crashes} crashes, {changes} changes of "
-        "membership, no violation"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if verdict.level_ms < 0 and not world.problems:
+        left = not_converged(world)
+        if left:
+            world.fail("convergence", "; ".join(left))
+    for kind, found in (
+        ("linearizability", violations(actors.history)),
+        ("exactly once", miscounted(world, actors.counters)),
+    ):
+        if found:
+            world.fail(kind, f"{found[0]} ({len(found)} in all)")
+    world.ghost.compare()

@@ -309,3 +309,38 @@ def test_an_unreadable_file_is_corruption() -> None:
         read_file(disk, "d/f")
     with pytest.raises(FileNotFoundError):
         read_file(disk, "d/none")
+
+
+def test_a_killed_process_loses_nothing_and_syncs_nothing() -> None:
+    """kill -9: the page cache stays, locks go, and a power cut afterwards still takes what was not synced."""
+    disk = simulated()
+    file = disk.open("d/f", create=True)
+    file.pwrite(b"synced", 0)
+    file.fdatasync()
+    disk.fsync_directory("d")
+    file.pwrite(b"cached", 0)
+    assert file.lock()
+    disk.kill()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        file.pread(6, 0)
+    assert disk.open("d/f").lock()
+    assert b"cached" == read_file(disk, "d/f")
+    disk.crash(Random(1), power_cut=True)
+    assert b"synced" == read_file(disk, "d/f")
+
+
+def test_what_would_survive_a_power_cut_can_be_asked_without_one() -> None:
+    """The survivor is a disk of its own; `survives` says the same of a stretch of one file."""
+    disk = simulated()
+    file = disk.open("d/f", create=True)
+    file.pwrite(b"a" * 100, 0)
+    file.fdatasync()
+    assert not disk.survives("d/f", 0, 100), "its name is not there yet"
+    disk.fsync_directory("d")
+    file.pwrite(b"b" * 10, 50)
+    assert (True, False) == (disk.survives("d/f", 0, 50), disk.survives("d/f", 0, 51))
+    survivor = disk.survivor()
+    assert b"a" * 100 == read_file(survivor, "d/f")
+    survivor.open("d/f").pwrite(b"c", 0)
+    assert b"a" * 50 + b"b" * 10 + b"a" * 40 == read_file(disk, "d/f")
+    assert (["d/f"], 100) == (disk.paths(), disk.size_of("d/f"))
