@@ -81,6 +81,8 @@ class Ghost:
         self._world = world
         self._logs: dict[ShardId, _GhostLog] = {}
         self._seen: dict[ReplicaId, _Seen] = {}
+        self._keys: dict[ReplicaId, tuple[object, ...]] = {}
+        """The same, to be compared at once: it is done after every event."""
         self._promises: dict[ReplicaId, _Promises] = {}
         self._votes: dict[tuple[ReplicaId, int], int] = {}
         """Every vote that ever left: (voter, term) -> candidate."""
@@ -138,22 +140,14 @@ class Ghost:
         host = node.host
         if host is None or host.engine is None:
             return
-        seen_all = self._seen
-        for replica in host.engine.replicas.values():
+        keys = self._keys
+        for replica_id, replica in host.engine.replicas.items():
             raft = replica.raft
             log = raft.log
-            seen = seen_all.get(replica.replica_id)
-            if (
-                seen is None
-                or seen.raft is not raft
-                or seen.commit != log.commit
-                or seen.last_index != log.last_index
-                or seen.applied != log.applied
-                or seen.term != raft.term
-                or seen.role is not raft.role
-                or replica.stopped
-            ):
-                self._changed(node, replica, seen)
+            key = (log.commit, log.last_index, log.applied, raft, raft.term, raft.role, replica.stopped)
+            if keys.get(replica_id) != key:
+                keys[replica_id] = key
+                self._changed(node, replica, self._seen.get(replica_id))
         self._looks += 1
         if self._looks % COMPARE_EVENTS == 0:
             self.compare()

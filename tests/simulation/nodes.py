@@ -127,7 +127,7 @@ class SimulatedNode:
     def has_work(self) -> bool:
         """Whether a turn now would have something to do."""
         engine = self.engine
-        return engine is None or bool(engine._touched)
+        return engine is None or bool(engine._touched or engine.commit._group or engine.commit._between)
 
     # --- Life ---------------------------------------------------------------------------------------------------------
 
@@ -259,7 +259,8 @@ class _Scheduler:
             due_ns = world.now_ns + int(world.random.random() * world.plan.turn_us_max) * 1_000
             owner._soon_ns = max(owner._soon_ns, due_ns)
             delay_ns = owner._soon_ns - world.now_ns
-        world.after(delay_ns, function, kind=Kind.TURN, node=owner)
+        kind = Kind.TURN if getattr(function, "__func__", None) is Engine.turn else Kind.TIMER
+        world.after(delay_ns, function, kind=kind, node=owner)
 
     def wait(self) -> None:
         """Never needed: a simulated node ends, and is not closed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import traceback
 from dataclasses import dataclass, field
@@ -56,6 +57,16 @@ class Verdict:
 
 def run(seed: int, plan: Plan | None = None, lanes: Lanes | None = None) -> Verdict:
     """Runs the seed, or a part of its plan; the same input always comes to the same verdict and trace hash."""
+    # What one world leaves is collected before the next, and not in the middle of it: a tenth of the time otherwise.
+    gc.collect()
+    gc.disable()
+    try:
+        return _run(seed, plan, lanes)
+    finally:
+        gc.enable()
+
+
+def _run(seed: int, plan: Plan | None, lanes: Lanes | None) -> Verdict:
     world = World(seed, plan, lanes)
     actors = _Actors(world)
     verdict = Verdict(seed)

@@ -34,6 +34,7 @@ from tests.simulation.lanes import Lanes
 from tests.simulation.nodes import Crashed, SimulatedNode
 from tests.simulation.plan import Plan, draw_plan
 
+TICK, TURN = Kind.TICK, Kind.TURN
 _STAMP = struct.Struct("<QQII")
 HEALED_DELAY_NS = 1 * MS
 DELAY_NS_MIN = 50_000
@@ -124,11 +125,13 @@ class World:
             self.now_ns = at
             self._trace.update(stamp(at, sequence, kind, node.node))
             self.steps += 1
-            if kind > Kind.TURN or (kind == Kind.TURN and node.has_work()):
+            idle = kind == TURN and not node.has_work()
+            if not idle and kind != TICK:
                 self.events += 1
             try:
                 function()
-                look(node)
+                if not idle:
+                    look(node)
             except Crashed as end:
                 node.end(str(end), node.ends_how, node.ends_for_ms)
         if not self.problems:
@@ -183,7 +186,8 @@ class World:
                 function(target)
 
         self._trace.update(_STAMP.pack(delay_ns, len(data), crc32(data), a << 8 | b))
-        self.after(delay_ns, arrive, kind=Kind.MESSAGE, node=target, any_life=True)
+        self._sequence += 1
+        heapq.heappush(self._heap, (self.now_ns + delay_ns, self._sequence, Kind.MESSAGE, target, 0, arrive))
 
     def cut(self, pairs: list[tuple[NodeId, NodeId]], for_ms: int) -> None:
         """These directed links carry nothing for a while."""
