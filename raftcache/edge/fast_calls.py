@@ -44,16 +44,30 @@ ANSWER_GRACE_NS: Final = 500 * NS_PER_MS
 class FastCall:
     """What calls of all kinds have. Is the `Peer` of its call."""
 
-    __slots__ = ("begun_ns", "connection", "expires_ns", "head", "over", "promised", "reader", "stream")
+    __slots__ = (
+        "begun_ns",
+        "connection",
+        "expires_ns",
+        "head",
+        "over",
+        "promised",
+        "reader",
+        "route",
+        "stream",
+        "submitted",
+    )
 
-    def __init__(self, connection: FastConnection, stream: Http2Stream, head: RequestHead) -> None:
+    def __init__(self, connection: FastConnection, stream: Http2Stream, head: RequestHead, route: Route) -> None:
         self.connection = connection
         self.stream = stream
         self.head = head
-        self.begun_ns = connection.now_ns
-        self.expires_ns = self.begun_ns + REQUEST_NS
+        self.route = route
+        self.begun_ns = now_ns = connection.now_ns
+        self.expires_ns = now_ns + REQUEST_NS
         """When the front gives the call up."""
         self.over = False
+        self.submitted = False
+        """The handlers have it."""
         self.reader: MessageReader | None = None
         self.promised = 0
         """Room that the connection has set aside for this call's large message."""
@@ -118,18 +132,21 @@ class RefusedCall(FastCall):
 
     __slots__ = ("_refusal",)
 
-    def __init__(self, connection: FastConnection, stream: Http2Stream, head: RequestHead, refusal: Refusal) -> None:
-        super().__init__(connection, stream, head)
+    def __init__(
+        self, connection: FastConnection, stream: Http2Stream, head: RequestHead, route: Route, refusal: Refusal
+    ) -> None:
+        super().__init__(connection, stream, head, route)
         self.expires_ns = self.begun_ns + REFUSAL_NS
         self._refusal = refusal
 
     def on_data(self, data: bytes, ended: bool) -> None:
         if not self.over:
-            self.over = True
+            self.on_reset()
             self.connection.refuse(self.stream, self._refusal)
 
     def on_reset(self) -> None:
         self.over = True
+        self.stream.call = None
 
     def expire(self) -> None:
         self.on_data(b"", ended=True)
@@ -138,12 +155,7 @@ class RefusedCall(FastCall):
 class UnaryCall(FastCall):
     """A call of a `UnaryService`."""
 
-    __slots__ = ("route", "submitted")
-
-    def __init__(self, connection: FastConnection, stream: Http2Stream, head: RequestHead, route: Route) -> None:
-        super().__init__(connection, stream, head)
-        self.route = route
-        self.submitted = False
+    __slots__ = ()
 
     def on_data(self, data: bytes, ended: bool) -> None:
         """Hands the request on when it is complete."""
@@ -177,13 +189,16 @@ class UnaryCall(FastCall):
             return
         front.in_flight += 1
         self.submitted = True
-        deadline_ns = self.deadline_ns
-        self.expires_ns = deadline_ns if deadline_ns == NO_DEADLINE else deadline_ns + ANSWER_GRACE_NS
+        deadline_ns = self.deadline_ns if self.head.timeout_ns is not None else NO_DEADLINE
+        self.expires_ns = deadline_ns + ANSWER_GRACE_NS
         self.hand_on(Call(self.head.method, message, deadline_ns, self, self))
 
     def hand_on(self, call: Call) -> None:
-        """To the handlers."""
-        self.connection.front.submit(self.route, call)
+        """To the handlers, with the others of this turn."""
+        calls = self.route.calls
+        if not calls:
+            self.connection.front.schedule()
+        calls.append(call)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answers in the handlers' place."""
@@ -197,6 +212,9 @@ class UnaryCall(FastCall):
         """The call is over."""
         if not self.over:
             self.over = True
+            self.stream.call = (
+                None  # a call and its stream know each other: without this, only a collection would free them
+            )
             self.release()
             if self.submitted:
                 self.connection.front.in_flight -= 1
@@ -237,11 +255,10 @@ class AwaitedCall(UnaryCall):
 class StreamCall(FastCall):
     """A call of a `StreamService`. Is the `StreamSink` of its `Stream`."""
 
-    __slots__ = ("_closed", "_ended", "_handler", "_head_sent", "route")
+    __slots__ = ("_closed", "_ended", "_handler", "_head_sent")
 
     def __init__(self, connection: FastConnection, stream: Http2Stream, head: RequestHead, route: Route) -> None:
-        super().__init__(connection, stream, head)
-        self.route = route
+        super().__init__(connection, stream, head, route)
         self._handler: Stream | None = None
         self._head_sent = False
         self._ended = False
@@ -370,6 +387,7 @@ class StreamCall(FastCall):
     def _end(self) -> None:
         if not self.over:
             self.over = True
+            self.stream.call = None
             self.release()
             self.connection.front.in_flight -= 1
             if self._handler is not None:

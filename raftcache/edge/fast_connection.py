@@ -156,12 +156,12 @@ class FastConnection(asyncio.Protocol):
     def _on_events(self, events: list[Event]) -> None:
         for event in events:
             match event:
+                case HeadersReceived():
+                    self._begin(event)
                 case DataReceived():
                     call = event.stream.call
                     if call is not None:
                         call.on_data(event.data, event.ended)
-                case HeadersReceived():
-                    self._begin(event)
                 case StreamReset():
                     if event.stream.call is not None:
                         event.stream.call.on_reset()
@@ -191,7 +191,7 @@ class FastConnection(asyncio.Protocol):
         call: FastCall
         if route is None or refusal is not None:
             assert refusal is not None, head
-            call = RefusedCall(self, stream, head, refusal)
+            call = RefusedCall(self, stream, head, route or self.front.no_route, refusal)
         elif route.service is not None:
             call = UnaryCall(self, stream, head, route)
         elif route.awaited is not None:
@@ -200,8 +200,8 @@ class FastConnection(asyncio.Protocol):
             call = stream.call = StreamCall(self, stream, head, route)
             self.front.open(call)
         stream.call = call
-        if event.ended:
-            call.on_data(b"", ended=True)
+        if event.data or event.ended:
+            call.on_data(event.data, event.ended)
 
     def refuse(self, stream: Stream, refusal: Refusal) -> None:
         """Answers a call with nothing but a status."""

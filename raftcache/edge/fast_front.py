@@ -16,14 +16,14 @@ Rules of this file:
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from raftcache.clock import NS_PER_MS, Clock
 from raftcache.config.rules import parse_address
 from raftcache.edge import grpc_wire
 from raftcache.edge.fast_calls import StreamCall, UnaryCall
-from raftcache.edge.fast_connection import FastConnection
+from raftcache.edge.fast_connection import UNSENT_BYTES_MAX, FastConnection
 from raftcache.edge.front import (
     Answer,
     AwaitedMethod,
@@ -57,6 +57,8 @@ class Route:
     service: UnaryService | None = None
     awaited: AwaitedMethod | None = None
     streamed: StreamService | None = None
+    calls: list[Call] = field(default_factory=list)
+    """Of a unary service, those of this turn; one list for all its methods."""
 
 
 class FastFront:
@@ -85,11 +87,15 @@ class FastFront:
         self._handlers = handlers
         self._submits: dict[int, Callable[[list[Call]], None]] = {}
         """By `id` of the service, which the handlers keep alive."""
+        self._calls: dict[int, list[Call]] = {}
+        """The unary calls of this turn, by service in the same way."""
         for service in handlers.unary.values():
             if id(service) not in self._submits:
                 self._submits[id(service)] = service.attach(self)
+                self._calls[id(service)] = []
         self._health = Health((*self.services, READINESS), LIVENESS)
         self.routes = self._all_routes()
+        self.no_route = Route("unknown")
         self._connections: dict[FastConnection, None] = {}
         """In the order in which they came."""
         self._welcomed = 0
@@ -103,9 +109,8 @@ class FastFront:
         self._gone = asyncio.Event()
         """Set while there are no connections and the front is stopping."""
 
-        # Of this turn; `_on_turn` is scheduled while one of them is not empty.
+        # Of this turn; `_on_turn` is scheduled while one of them, or of `_calls`, is not empty.
         self._scheduled = False
-        self._calls: dict[int, list[Call]] = {}
         self._touched: dict[FastConnection, None] = {}
         self._resumed: list[StreamCall] = []
 
@@ -120,7 +125,10 @@ class FastFront:
         awaited: dict[str, AwaitedMethod] = dict(handlers.awaited) | health.awaited()
         if self.config.reflection:
             streams |= Reflection((*handlers.services, *health.services)).streams()
-        routes = {name: Route(_short(name), service=service) for name, service in handlers.unary.items()}
+        routes = {
+            name: Route(_short(name), service=service, calls=self._calls[id(service)])
+            for name, service in handlers.unary.items()
+        }
         routes |= {name: Route(_short(name), awaited=method) for name, method in awaited.items()}
         routes |= {name: Route(_short(name), streamed=service) for name, service in streams.items()}
         return routes
@@ -212,7 +220,7 @@ class FastFront:
         self._held += held - connection.charged
         connection.charged = held
         if self._held > self.config.buffered_bytes_max:
-            self._schedule()
+            self.schedule()
 
     def _evict(self) -> None:
         while self._held > self.config.buffered_bytes_max and self._connections:
@@ -242,25 +250,18 @@ class FastFront:
 
     # --- The turn -----------------------------------------------------------------------------------------------------
 
-    def submit(self, route: Route, call: Call) -> None:
-        """A unary call is complete: it goes to its service with the others of this turn."""
-        calls = self._calls.get(id(route.service))
-        if calls is None:
-            calls = self._calls[id(route.service)] = []
-            self._schedule()
-        calls.append(call)
-
     def touch(self, connection: FastConnection) -> None:
         """The connection has something to write or to report."""
         self._touched[connection] = None
-        self._schedule()
+        self.schedule()
 
     def resume(self, call: StreamCall) -> None:
         """The stream's handler wants to read again."""
         self._resumed.append(call)
-        self._schedule()
+        self.schedule()
 
-    def _schedule(self) -> None:
+    def schedule(self) -> None:
+        """Something of this turn is to be done at its end."""
         if not self._scheduled:
             assert self._loop is not None
             self._scheduled = True
@@ -268,8 +269,11 @@ class FastFront:
 
     def _on_turn(self) -> None:
         self._scheduled = False
-        calls, self._calls = self._calls, {}
-        for service, batch in calls.items():
+        for service, calls in self._calls.items():
+            if not calls:
+                continue
+            batch = calls.copy()
+            calls.clear()
             try:
                 self._submits[service](batch)
             except Exception as error:  # noqa: BLE001 - the supervisor of handlers: one call's bug leaves no caller waiting
@@ -306,19 +310,19 @@ class FastFront:
                 continue
             call.over = True
             self.in_flight -= 1
-            connection = call.connection
+            connection, stream = call.connection, call.stream
             connections[connection] = None
+            stream.call = None
+            sender = connection.http2.sender
+            code = "OK"
             if isinstance(answer, Refusal):
-                connection.refuse(call.stream, answer)
+                connection.refuse(stream, answer)
                 code = grpc_wire.STATUS_NAMES[answer.code]
-            elif connection.is_full:
-                connection.refuse(call.stream, connection.full_refusal())
+            elif sender.unsent > UNSENT_BYTES_MAX:
+                connection.refuse(stream, connection.full_refusal())
                 code = "RESOURCE_EXHAUSTED"
             else:
-                connection.http2.sender.respond(
-                    call.stream, grpc_wire.RESPONSE_HEAD, grpc_wire.framed(answer), grpc_wire.OK_TRAILERS
-                )
-                code = "OK"
+                sender.respond(stream, grpc_wire.OK_RESPONSE, grpc_wire.framed(answer))
             on_answered(call.route.name, code, now_ns - call.begun_ns)
         for connection in connections:
             connection.flush()

@@ -17,6 +17,7 @@ from typing import Final
 
 from raftcache.edge.front import Refusal
 from raftcache.edge.hpack import Fields, HeaderList
+from raftcache.edge.http2_sending import ResponseShape
 
 OK: Final = 0
 CANCELLED: Final = 1
@@ -67,6 +68,7 @@ RESPONSE_HEAD: Final[Fields] = (
     (b"grpc-accept-encoding", ACCEPTED_ENCODINGS),
 )
 OK_TRAILERS: Final[Fields] = ((b"grpc-status", b"0"),)
+OK_RESPONSE: Final = ResponseShape(RESPONSE_HEAD, OK_TRAILERS)
 
 _RESERVED: Final = (b":", b"grpc-")
 _TRANSPORT: Final = frozenset({b"content-type", b"te"})

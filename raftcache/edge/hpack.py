@@ -110,8 +110,12 @@ class Decoder:
         while position < end:
             first = block[position]
             if first & 0x80:  # §6.1: indexed
-                index, position = (first & 0x7F, position + 1) if first != 0xFF else _integer(block, position, 7)
-                field = self._entry(index)
+                if 0x80 < first <= 0x80 + _STATIC_COUNT:  # the shortest way for the most frequent
+                    field = STATIC_TABLE[first - 0x81]
+                    position += 1
+                else:
+                    index, position = _integer(block, position, 7)
+                    field = self._entry(index)
             elif first & 0xE0 == 0x20:  # §6.3: the table's size; §4.2: only where a block begins
                 if room < self._fields_bytes_max:
                     raise HpackError("a table size update inside of a header block")

@@ -51,6 +51,7 @@ from raftcache.edge.http2_stream import (
     StreamReset,
 )
 
+_FRAME_MAX: Final = frames.FRAME_BYTES_DEFAULT + FRAME_HEADER_BYTES
 CONTINUATIONS_MAX: Final = 16
 """Frames of one header block, be they as small as they like."""
 RECENTLY_RESET_MAX: Final = 200
@@ -86,11 +87,11 @@ class ServerConnection:
         self._events: list[Event] = []
         """Of the `receive` that is under way."""
         self._preface_due = True
-        self.settled = False
-        """The peer's first SETTINGS have arrived."""
+        self._only: int | None = frames.SETTINGS
+        """The one kind of frame that may come now: SETTINGS at first (§3.4), CONTINUATION inside of a header block (§6.10)."""
         self._ended = False
         self._block: _HeaderBlock | None = None
-        """A header block whose END_HEADERS has not come. Until then no other frame may (§6.10)."""
+        """A header block whose END_HEADERS has not come."""
         self._last_stream_id = 0
         """The highest that the peer has opened."""
         self._accepted_max = WINDOW_MAX
@@ -127,6 +128,11 @@ class ServerConnection:
             )
         )
         self._refill_window()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the peer's first SETTINGS have arrived."""
+        return self._only != frames.SETTINGS
 
     # --- What the layer above does ------------------------------------------------------------------------------------
 
@@ -202,16 +208,14 @@ class ServerConnection:
         while end - position >= FRAME_HEADER_BYTES:
             upper, lower, kind, flags, stream_id = unpack(data, position)
             stop = position + FRAME_HEADER_BYTES + (upper << 8 | lower)
-            if stop - position > frames.FRAME_BYTES_DEFAULT + FRAME_HEADER_BYTES:
+            if stop - position > _FRAME_MAX:
                 raise ConnectionViolation(FRAME_SIZE_ERROR, f"a frame of {upper << 8 | lower} bytes")
             if stop > end:
                 break
             payload = data[position + FRAME_HEADER_BYTES : stop]
             position = stop
-            if self._block is not None and kind != frames.CONTINUATION:
-                raise ConnectionViolation(PROTOCOL_ERROR, "another frame inside of a header block")
-            if not self.settled and kind != frames.SETTINGS:
-                raise ConnectionViolation(PROTOCOL_ERROR, "the first frame is not SETTINGS")
+            if self._only is not None and kind != self._only:
+                raise ConnectionViolation(PROTOCOL_ERROR, f"a frame of kind {kind} where one of {self._only} is due")
             try:
                 if kind < len(handlers):
                     handlers[kind](flags, stream_id & WINDOW_MAX, payload)
@@ -242,7 +246,11 @@ class ServerConnection:
             stream.remote_ended = True
         elif not payload:
             self._control.spend(self._now_ns, self.sender.finished)
-        self._events.append(DataReceived(stream, payload, ended))
+        events = self._events
+        if events and type(head := events[-1]) is HeadersReceived and head.stream is stream and not head.data:
+            head.data, head.ended = payload, ended
+        else:
+            events.append(DataReceived(stream, payload, ended))
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if flags & (frames.PADDED | frames.PRIORITY_FIELDS):
@@ -257,6 +265,7 @@ class ServerConnection:
             self._on_header_block(stream_id, payload, ended)
         else:
             self._block = _HeaderBlock(stream_id, ended, payload)
+            self._only = frames.CONTINUATION
 
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         block = self._block
@@ -268,7 +277,7 @@ class ServerConnection:
             # It cannot be skipped: without it the compression state is lost.
             raise ConnectionViolation(ENHANCE_YOUR_CALM, "a header block is too large")
         if flags & frames.END_HEADERS:
-            self._block = None
+            self._block = self._only = None
             self._on_header_block(stream_id, block.data, block.ended)
 
     def _on_header_block(self, stream_id: int, block: bytes, ended: bool) -> None:
@@ -276,17 +285,9 @@ class ServerConnection:
             headers = self._decoder.decode(block)
         except HpackError as error:
             raise ConnectionViolation(COMPRESSION_ERROR, str(error)) from None
-        if stream_id > self._last_stream_id:
-            self._open(stream_id, headers, ended)
+        if stream_id <= self._last_stream_id:
+            self._on_trailers(stream_id, headers, ended)
             return
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            self._on_trailers(stream, headers, ended)
-        elif stream_id not in self._recently_reset:
-            # §5.1.1: ids only grow. A stream that both sides have ended cannot begin again.
-            raise ConnectionViolation(STREAM_CLOSED, f"HEADERS on stream {stream_id}, which is closed")
-
-    def _open(self, stream_id: int, headers: HeaderList, ended: bool) -> None:
         if not stream_id & 1:
             raise ConnectionViolation(PROTOCOL_ERROR, f"a client opened stream {stream_id}: clients' are odd")
         self._last_stream_id = stream_id
@@ -301,9 +302,15 @@ class ServerConnection:
             raise StreamViolation(stream_id, REFUSED_STREAM, "too many streams")
         stream = Stream(stream_id, self.sender.initial_window, self._limits.stream_window, ended)
         self.streams[stream_id] = stream
-        self._events.append(HeadersReceived(stream, headers, ended))
+        self._events.append(HeadersReceived(stream, headers, b"", ended))
 
-    def _on_trailers(self, stream: Stream, headers: HeaderList, ended: bool) -> None:
+    def _on_trailers(self, stream_id: int, headers: HeaderList, ended: bool) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if stream_id in self._recently_reset:
+                return
+            # §5.1.1: ids only grow. A stream that both sides have ended cannot begin again.
+            raise ConnectionViolation(STREAM_CLOSED, f"HEADERS on stream {stream_id}, which is closed")
         if stream.remote_ended:
             raise StreamViolation(stream.id, STREAM_CLOSED, "HEADERS after END_STREAM")
         flaw = "a second header block that does not end the stream" if not ended else flaw_of_trailers(headers.fields)
@@ -339,7 +346,8 @@ class ServerConnection:
         self._settings.spend(self._now_ns, self.sender.finished)
         if flags & frames.ACK:
             return
-        self.settled = True
+        if self._only == frames.SETTINGS:
+            self._only = None
         initial_window = self.sender.initial_window
         for setting, value in frames.settings_of(payload):
             if setting == frames.INITIAL_WINDOW_SIZE:

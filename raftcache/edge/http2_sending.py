@@ -17,6 +17,7 @@ Section numbers are those of RFC 9113.
 import struct
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from raftcache.edge import http2_frames as frames
@@ -30,6 +31,14 @@ _DATA_PREFIX: Final = struct.Struct(">HBH").pack
 _HEADERS_ON: Final = HEADERS << 8 | END_HEADERS
 _HEADERS_LAST: Final = HEADERS << 8 | END_HEADERS | END_STREAM
 _DATA_ON: Final = DATA << 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ResponseShape:
+    """What responses have in common beside their body. There are few; a connection keeps how each looks as frames."""
+
+    head: Fields
+    trailers: Fields
 
 
 class Sender:
@@ -56,15 +65,15 @@ class Sender:
         self._encoder = Encoder()
         self._round: deque[Stream] = deque()
         """Streams with something queued and an open window of their own."""
-        self._framed: dict[tuple[Fields, int], tuple[bytes, bytes]] = {}
-        """Header frames without their stream id, as the parts before and after it; valid while the encoder's table does
-        not change. Bounded by the number of different responses whose fields all repeat."""
+        self._framed: dict[ResponseShape, tuple[bytes, bytes, bytes, bytes]] = {}
+        """Both header frames of a response, each cut where its stream id belongs; valid while the encoder's table does not
+        change."""
         self._framed_at = 0
 
     # --- What the layer above sends -----------------------------------------------------------------------------------
 
-    def respond(self, stream: Stream, head: Fields, body: bytes, trailers: Fields) -> None:
-        """A whole response. `head` and `trailers` must be few and always the same; others go the long way."""
+    def respond(self, stream: Stream, shape: ResponseShape, body: bytes) -> None:
+        """A whole response."""
         length = len(body)
         if (
             length > self.window
@@ -73,19 +82,21 @@ class Sender:
             or not self.writable
             or self._round
         ):
-            self.send_headers(stream, head)
+            self.send_headers(stream, shape.head)
             self.send_data(stream, [body])
-            self.end(stream, trailers)
+            self.end(stream, shape.trailers)
             return
         self.window -= length
+        framed = self._framed.get(shape) if self._framed_at == self._encoder.changes else None
+        before, block, before_last, block_last = framed or self._frame(shape)
         stream_id = stream.id.to_bytes(4, "big")
-        before, block = self._repeated(head, _HEADERS_ON)
-        before_last, block_last = self._repeated(trailers, _HEADERS_LAST)
         prefix = _DATA_PREFIX(length >> 8, length & 0xFF, _DATA_ON)
         self.out.append(
             b"".join((before, stream_id, block, prefix, stream_id, body, before_last, stream_id, block_last))
         )
-        self._finish(stream)
+        stream.local_ended = True
+        self.finished += 1
+        self._on_end(stream)
 
     def send_headers(self, stream: Stream, fields: Fields, *, end: bool = False) -> None:
         """The head of a message; with `end`, all of it."""
@@ -219,15 +230,18 @@ class Sender:
         self.finished += 1
         self._on_end(stream)
 
-    def _repeated(self, fields: Fields, kind_and_flags: int) -> tuple[bytes, bytes]:
-        """A header frame, cut where its stream id belongs."""
+    def _frame(self, shape: ResponseShape) -> tuple[bytes, bytes, bytes, bytes]:
+        """The header frames of `shape`; kept, unless encoding them has changed what others of that kind mean."""
         if self._framed_at != self._encoder.changes:
             self._framed.clear()
-            self._framed_at = self._encoder.changes
-        framed = self._framed.get((fields, kind_and_flags))
-        if framed is None:
-            block = self._encoder.encode(fields)
-            framed = _DATA_PREFIX(len(block) >> 8, len(block) & 0xFF, kind_and_flags), block
-            if self._framed_at == self._encoder.changes:
-                self._framed[fields, kind_and_flags] = framed
+        block, block_last = self._encoder.encode(shape.head), self._encoder.encode(shape.trailers)
+        framed = (
+            _DATA_PREFIX(len(block) >> 8, len(block) & 0xFF, _HEADERS_ON),
+            block,
+            _DATA_PREFIX(len(block_last) >> 8, len(block_last) & 0xFF, _HEADERS_LAST),
+            block_last,
+        )
+        if self._framed_at == self._encoder.changes:
+            self._framed[shape] = framed
+        self._framed_at = self._encoder.changes
         return framed

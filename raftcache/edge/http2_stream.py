@@ -45,10 +45,11 @@ class Stream:
 
 @dataclass(slots=True)
 class HeadersReceived:
-    """A stream has begun."""
+    """A stream has begun, and often that is all of it: DATA that follow at once come with the head."""
 
     stream: Stream
     headers: HeaderList
+    data: bytes
     ended: bool
     """The peer sends nothing more on it."""
 

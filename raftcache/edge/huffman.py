@@ -96,8 +96,17 @@ def _step(key: int) -> tuple[int, bytes]:
     return step
 
 
+_strings: dict[bytes, bytes] = {}
+"""Short strings that were met lately: timeouts and the like come again and again."""
+_STRINGS_MAX: Final = 1_024
+_STRING_BYTES_MAX: Final = 32
+
+
 def decode(data: bytes) -> bytes:
     """The string that `data` encodes. Raises: `HpackError`."""
+    known = _strings.get(data)
+    if known is not None:
+        return known
     node = 0
     parts = []
     for byte in data:
@@ -106,7 +115,12 @@ def decode(data: bytes) -> bytes:
         parts.append(symbols)
     if node >> 8 not in _PADDING_NODES:
         raise HpackError("a Huffman string is padded with something else than the first bits of EOS")
-    return b"".join(parts)
+    string = b"".join(parts)
+    if len(data) <= _STRING_BYTES_MAX:
+        if len(_strings) >= _STRINGS_MAX:
+            _strings.clear()
+        _strings[data] = string
+    return string
 
 
 def encode(data: bytes) -> bytes:
