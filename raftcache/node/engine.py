@@ -163,6 +163,8 @@ class Engine:
         self._on_directory = on_directory
         self._directory_kept = True
         self._touched: dict[ReplicaId, Replica] = {}
+        self._backlog: dict[ReplicaId, Replica] = {}
+        """Replicas with more to apply than the page that this turn applied."""
         self._turn_scheduled = False
         self._preallocating = False
         self._closed = False
@@ -289,6 +291,10 @@ class Engine:
         self.commit.finish_turn()
         self.router.flush()
         self.network.flush()
+        if self._backlog:
+            # One page of each in a turn, so that I/O comes in between; the next at once, and not with the next tick.
+            self._touched |= self._backlog
+            self._backlog.clear()
         if self._touched:
             self._schedule()
 
@@ -342,6 +348,8 @@ class Engine:
             if ready.committed:
                 self.observer.applied(self.clock.monotonic_ns() - started_ns, replica.commands_applied - before)
                 self._after_apply(replica, now_ns)
+                if replica.raft.log.can_apply():
+                    self._backlog[replica.replica_id] = replica
         except Exception as error:  # noqa: BLE001 - the supervisor of replicas
             self.on_replica_error(replica, error)
 

@@ -62,10 +62,9 @@ class Client:
             event = Event(self.number, "get", key, None, self.world.now_ns)
             operation = Get(key)
         self.history.events.append(event)
-        assert node.host is not None
         request = Request(None, operation, slot_of(key), node.clock.monotonic_ns() + TIMEOUT_NS)
         sink = _Sink(self, event, node, node.life)
-        node.host.submit([request], sink)
+        self.world.submit(node, request, sink)
         self.world.after(TIMEOUT_NS + 500 * MS, sink.give_up, kind=Kind.CLIENT)
 
     def done(self) -> None:

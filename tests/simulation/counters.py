@@ -133,8 +133,7 @@ class Counter:
         shard = self.shard if slot < 0 else None
         request = Request(None, operation, slot, deadline_ns, shard=shard, stamp=stamp)
         sink = _Once(node, node.life, done)
-        assert node.host is not None
-        node.host.submit([request], sink)
+        self.world.submit(node, request, sink)
         self.world.after(TIMEOUT_NS + 100 * MS, sink.give_up, kind=Kind.CLIENT)
 
     def problems(self, value: int) -> list[str]:

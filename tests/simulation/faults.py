@@ -54,9 +54,7 @@ def _do(world: World, fault: Fault) -> None:
         case "cut one way":
             world.cut([_link(fault)], fault.for_ms)
         case "isolate":
-            alone = NodeId(fault.node)
-            others = [other for other in world.nodes if other != alone]
-            world.cut([(alone, other) for other in others] + [(other, alone) for other in others], fault.for_ms)
+            _isolate(world, NodeId(fault.node), fault.for_ms)
         case "slow link":
             world.slow[_link(fault)] = fault.number * MS
 
@@ -72,6 +70,11 @@ def _do(world: World, fault: Fault) -> None:
             _flip(node, fault)
         case _ if node is not None and node.host is not None:
             _do_to(node, fault)
+
+
+def _isolate(world: World, alone: NodeId, for_ms: int) -> None:
+    others = [other for other in world.nodes if other != alone]
+    world.cut([(alone, other) for other in others] + [(other, alone) for other in others], for_ms)
 
 
 def _leader(world: World, number: int) -> NodeId | None:
@@ -118,6 +121,8 @@ def _do_to(node: SimulatedNode, fault: Fault) -> None:
                 node.paused_until = max(node.paused_until, until)
         case "pause":
             node.paused_until = max(node.paused_until, world.now_ns + fault.for_ms * MS)
+            if fault.how == "cut":
+                _isolate(world, node.node, fault.for_ms + 1_500)
         case "clock":
             node.clock.jump_wall_ms(fault.number)
         case _ if fault.kind.startswith("crash on "):

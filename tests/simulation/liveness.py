@@ -122,8 +122,7 @@ class Probe:
         node = self._node = self._random.choice(nodes)
         key = self._key()
         request = Request(None, Put(key, b"probe"), slot_of(key), node.clock.monotonic_ns() + TIMEOUT_NS)
-        assert node.host is not None
-        node.host.submit([request], self)
+        self.world.submit(node, request, self)
 
     def _again(self, attempt: int) -> None:
         if attempt == self._attempt:

@@ -253,7 +253,14 @@ def _faults(plan: Plan, draw: random.Random) -> tuple[Fault, ...]:
     )
     script.every(
         rate(1_000, 3_000),
-        lambda t: Fault(t, "pause leader", for_ms=draw.choice([700, 1_500, 3_000]), number=draw.getrandbits(8)),
+        lambda t: Fault(
+            t,
+            "pause leader",
+            for_ms=draw.choice([700, 1_500, 3_000]),
+            # Cut off as well, it wakes up and does not hear that it was replaced.
+            how=draw.choice(["", "cut"]),
+            number=draw.getrandbits(8),
+        ),
     )
     script.every(
         rate(1_000, 3_000),

@@ -24,6 +24,7 @@ from zlib import crc32
 
 from raftcache.ids import ClusterId, NodeId, ShardId
 from raftcache.kv.slots import slot_of
+from raftcache.node.api import ReplySink, Request
 from raftcache.node.directory import first_directory
 from raftcache.node.kinds import KIND_INIT
 from raftcache.node.settings import MS
@@ -204,6 +205,12 @@ class World:
 
         if for_ms:
             self.after(for_ms * MS, mend, kind=Kind.FAULT)
+
+    def submit(self, node: SimulatedNode, request: Request, sink: ReplySink) -> None:
+        """A client's request reaches the node: at once, or when its process is awake again, or never if that ends."""
+        host = node.host
+        assert host is not None, "clients turn to nodes that run"
+        self.after(0, lambda: host.submit([request], sink), kind=Kind.CLIENT, node=node)
 
     def reachable(self) -> list[SimulatedNode]:
         """Nodes that clients may turn to: those that run; once some are healed, those."""
