@@ -352,7 +352,11 @@ class Limits:
         about="One frame between nodes. Holds a full append message, a request of batch_bytes_max, and headers.",
     )
     in_flight_requests_max: int = _count(
-        20_000, 1, 1_000_000, about="Operations accepted and not yet answered: about 80 connections of 256 outstanding."
+        20_000,
+        1,
+        1_000_000,
+        about="Operations accepted and not yet answered: about 80 connections of 256 outstanding. The plain puts of a batch\n"
+        "count as one for each shard; their bytes count all the same.",
     )
     in_flight_bytes_max: int = _size(
         256 * MIB,

@@ -249,8 +249,11 @@ def test_unknown_session_is_refused(kv: kv_pb2_grpc.KvServiceStub) -> None:
 
 def test_requests_beyond_the_limit_in_flight_are_told_to_come_later(kv: kv_pb2_grpc.KvServiceStub, node: Node) -> None:
     """The first so many are served; the rest is OVERLOADED, definite, with the setting and its limit in words."""
-    request = kv_pb2.BatchRequest(operations=[put(b"flood/%d" % number) for number in range(IN_FLIGHT_MAX + 100)])
-    results = kv.Batch(request, timeout=10).results
+    operations = [put(b"flood/%d" % number) for number in range(IN_FLIGHT_MAX + 100)]
+    for operation in operations:
+        # Plain puts are one request for all of them.
+        operation.put.return_previous = True
+    results = kv.Batch(kv_pb2.BatchRequest(operations=operations), timeout=10).results
     served = [result for result in results if result.WhichOneof("result") == "put"]
     refused_ = [result.error for result in results if result.WhichOneof("result") == "error"]
     assert (IN_FLIGHT_MAX, 100) == (len(served), len(refused_))

@@ -4,6 +4,8 @@ Shard time decides what has expired, so it goes through the log and never falls;
 shard begins.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from raftcache.ids import NodeId, ShardId
@@ -11,8 +13,9 @@ from raftcache.kv.operations import Put
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import Reply, Request
 from raftcache.node.replica import Replica
+from raftcache.node.settings import MS, EngineSettings
 from raftcache.raft.messages import Role
-from tests.simulation.network import MS
+from tests.simulation.plan import draw_plan
 from tests.simulation.world import World
 
 SHARD = ShardId(1)
@@ -35,8 +38,9 @@ class Shard:
     """The one shard of a quiet cluster: no faults, whoever leads it is asked."""
 
     def __init__(self, nodes: int) -> None:
-        self.world = World(seed=7, node_count=nodes, shards=1)
-        self.world.healing = True
+        quiet = replace(draw_plan(7), nodes=nodes, spares=0, shards=1, operate_every_ms=0, slow_node_ticks=0, faults=())
+        self.world = World(7, replace(quiet, settings=EngineSettings()))
+        self.world.healed = frozenset(self.world.nodes)
         self.world.start()
         self.pass_ms(5_000)
 
@@ -84,9 +88,8 @@ def test_shard_time_does_not_fall_when_a_node_restarts_with_its_clock_set_back()
     shard = Shard(nodes=1)
     before_ms = shard.time_ms()
     node = shard.world.nodes[NodeId(1)]
-    node.crash()
+    node.end("as the test wants it", "cut", for_ms=10)
     node.clock.jump_wall_ms(-DAY_MS)
-    node.start()
     shard.pass_ms(5_000)
     after_ms = shard.time_ms()
     assert before_ms <= after_ms <= before_ms + 20_000
