@@ -102,10 +102,10 @@ class Ghost:
         engine = node.engine
         return engine.wal if engine is not None else self._left.get(node.node)
 
-    def logs_left(self, node: SimulatedNode) -> list[ReplicaLog]:
-        """The logs of a node that is down."""
-        wal = self._left.get(node.node) if node.engine is None else None
-        return [wal.log(replica) for replica in wal.replicas()] if wal is not None else []
+    def configurations(self, replica: ReplicaId) -> list[Configuration]:
+        """Those that the replica knew when it last ran."""
+        seen = self._seen.get(replica)
+        return [each for _, each in seen.raft._configurations] if seen is not None else []
 
     # --- What clients see ---------------------------------------------------------------------------------------------
 

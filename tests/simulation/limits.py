@@ -9,8 +9,8 @@ from tests.simulation.constants import WAL
 
 SLACK_BYTES = 64 << 10
 """More than the largest entry of these simulations: a limit is checked before the last one is let in."""
-SEGMENTS_SPARE = 96
-"""Segments that a log may have beside what its shards hold: it is tidied up once a second, and in three seconds clients
+SEGMENTS_SPARE = 256
+"""Segments that a log may have beside what its shards hold: it is tidied up once a second, and in some seconds clients
 write no more than this. A log that is never collected exceeds it in a few more."""
 
 

@@ -18,7 +18,6 @@ from raftcache.kv.operations import Put
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import Reply, Request
 from raftcache.node.settings import MS
-from raftcache.raft.messages import Configuration
 from raftcache.raft.quorum import majority_of
 from tests.simulation.convergence import run_until
 from tests.simulation.kinds import Kind
@@ -71,18 +70,17 @@ def choose_core(world: World) -> frozenset[NodeId]:
 
 
 def _halves(world: World) -> set[tuple[int, ...]]:
-    configurations: list[Configuration] = []
-    for node in world.nodes.values():
-        if node.engine is not None:
-            for replica in node.engine.replicas.values():
-                configurations += [each for _, each in replica.raft._configurations]
-        for log in world.ghost.logs_left(node):
-            configurations += [each for _, each in log.configurations(after=log.start_index)]
+    configurations = [
+        each
+        for node in world.nodes.values()
+        for replica in world.replicas_of(node)
+        for each in world.ghost.configurations(replica)
+    ]
     return {half for each in configurations for half in (each.voters, each.voters_outgoing) if half}
 
 
 def _keeps_majority(half: tuple[int, ...], core: frozenset[NodeId], world: World) -> bool:
-    inside = sum(any(world.houses(world.nodes[node], replica) for node in core) for replica in half)
+    inside = sum(any(replica in world.replicas_of(world.nodes[node]) for node in core) for replica in half)
     return inside >= majority_of(len(half))
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from zlib import crc32
 
-from raftcache.ids import ClusterId, NodeId, ShardId
+from raftcache.ids import ClusterId, NodeId, ReplicaId, ShardId
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import ReplySink, Request
 from raftcache.node.directory import first_directory
@@ -224,10 +224,10 @@ class World:
         """Slots never move here, so the first plan says where a key lies."""
         return self._slot_table[slot_of(key)]
 
-    def houses(self, node: SimulatedNode, replica: int) -> bool:
-        """Whether the replica is on this node, running or not."""
+    def replicas_of(self, node: SimulatedNode) -> list[ReplicaId]:
+        """The replicas on this node, running or not."""
         wal = self.ghost.wal_of(node)
-        return wal is not None and replica in wal.replicas()
+        return wal.replicas() if wal is not None else []
 
     def node_at(self, port: int) -> NodeId:
         return NodeId(port - PORT_BASE)
