@@ -16,6 +16,9 @@ from faults.checkers.realtime import preceded
 from faults.checkers.verdict import Budget, Verdict, ok, unknown, violation
 from faults.history import Op
 
+PROOF_MAX = 6
+"""Increments that are shown with a number that is out of bounds."""
+
 
 def check_counter(history: Sequence[Op], *, budget: Budget | None = None) -> Verdict:
     """Each read and each increment's answer is within the bounds that the increments allow."""
@@ -79,11 +82,16 @@ def _within_bounds(increments: Sequence[Op], shown: Sequence[Op]) -> tuple[str, 
         low = certain_up.before(op.start_ns) + possible_down.before(last) + max(own, 0)
         high = possible_up.before(last) + certain_down.before(op.start_ns) + min(own, 0)
         if value < low:
-            proof = [each for each in increments if each.end < op.start_ns][-6:]
-            return f"{value} is too little: at least {low} had been counted", [*proof, op]
+            ended = [each for each in increments if each.end < op.start_ns]
+            return f"{value} is too little: at least {low} had been counted", [*_before(op, ended), op]
         if value > high:
-            return f"{value} is too much: at most {high} can have been counted", [*increments[-6:], op]
+            return f"{value} is too much: at most {high} can have been counted", [*_before(op, increments), op]
     return None
+
+
+def _before(op: Op, increments: Sequence[Op]) -> list[Op]:
+    """The last few that it may have counted. All would be the proof, but nobody reads hundreds."""
+    return [each for each in increments if each.start_ns <= op.end and each is not op][-PROOF_MAX:]
 
 
 def _once_each(increments: Sequence[Op], shown: Sequence[Op]) -> tuple[str, list[Op]] | None:

@@ -33,14 +33,18 @@ def check_stale_reads(history: Sequence[Op], *, budget: Budget | None = None) ->
             return violation("stale reads", f"{reason} (key {key})", proof)
     if not checked:
         return unknown("stale reads", "there is no stale read")
-    return ok("stale reads", f"{checked} stale reads are past states, and never went back", stale_reads=checked)
+    known = sum(op.op == "stale_read" and op.ok and op.extra.get("incarnation") is not None for op in history)
+    order = f", and the {known} of known lives never went back" if known else "; which lives answered is not known"
+    return ok("stale reads", f"{checked} stale reads are past states{order}", stale_reads=checked, of_known_lives=known)
 
 
 def _lives(stale: Sequence[Op]) -> list[list[Op]]:
+    """Those of each life. Which life answered is not always known, and nothing follows from two unknown ones."""
     lives: dict[Hashable, list[Op]] = {}
     for op in stale:
-        life = (str(op.extra.get("served_by", op.node)), str(op.extra.get("incarnation")))
-        lives.setdefault(life, []).append(op)
+        if op.extra.get("incarnation") is not None:
+            life = (str(op.extra.get("served_by", op.node)), str(op.extra["incarnation"]))
+            lives.setdefault(life, []).append(op)
     return list(lives.values())
 
 

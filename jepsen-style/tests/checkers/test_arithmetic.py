@@ -74,6 +74,14 @@ def test_a_wrong_counter_is_found(name: str) -> None:
     assert verdict.counterexample
 
 
+def test_a_number_out_of_bounds_is_shown_with_what_came_before_it() -> None:
+    """What began later has nothing to do with it."""
+    history = [increment(1, None, 10 * number, 10 * number + 5) for number in range(20)]
+    verdict = check_counter([*history, read(9, 51, 53)])
+    assert "violation" == verdict.kind
+    assert [0, 10, 20, 30, 40, 50, 51] == [each.start_ns for each in verdict.counterexample]
+
+
 def test_a_retried_increment_counts_once() -> None:
     """Two attempts of one number are one increment, and twice its amount is a violation."""
     mark: Json = {"session": 3, "seq": 1}

@@ -126,7 +126,7 @@ def test_indexes_of_different_shards_do_not_compare() -> None:
 
 
 def stale(value: Json, start: int, end: int, node: str = "n1", **fields: object) -> Op:
-    return op("stale_read", start, end, result=value, node=node, **fields)
+    return op("stale_read", start, end, result=value, node=node, **{"extra": {"incarnation": 1}, **fields})
 
 
 WRITES = [write(1, 0, 10), write(2, 20, 30)]
@@ -155,6 +155,7 @@ RIGHT_STALE_READS = {
     "a new life is older": [
         *(*WRITES, stale(2, 40, 50, extra={"incarnation": 1}), stale(1, 60, 70, extra={"incarnation": 2})),
     ],
+    "nobody knows which life": [*WRITES, stale(2, 40, 50, extra={}), stale(1, 60, 70, extra={})],
     "concurrent reads": [*WRITES, stale(2, 40, 70), stale(1, 60, 80)],
     "concurrent writes": [write(1, 0, 50), write(2, 0, 50), stale(2, 60, 70), stale(1, 80, 90)],
 }
