@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from raftcache.node.engine import Engine
 
 ZOO = "tests.simulation.zoo"
-"""Has `BUGS`: name -> function that returns a context manager."""
+"""Has `infect(name)`: from then on this process has the bug."""
 ANSWER_SECONDS = 5.0
 """For what is asked of the node's loop."""
 Address = tuple[str, int]
@@ -207,13 +207,12 @@ def main() -> None:
     control = socket.socket(fileno=arguments.control)
     control.set_inheritable(False)
     threading.Thread(target=handles.serve, args=(control,), name="faults", daemon=True).start()
-    with contextlib.ExitStack() as bugs:
-        if arguments.bug:
-            bugs.enter_context(importlib.import_module(ZOO).BUGS[arguments.bug]())
-        from raftcache.cli import main as cli
+    if arguments.bug:
+        importlib.import_module(ZOO).infect(arguments.bug)
+    from raftcache.cli import main as cli
 
-        sys.argv = ["raftcache", *(word for word in arguments.command if word != "--")]
-        cli()
+    sys.argv = ["raftcache", *(word for word in arguments.command if word != "--")]
+    cli()
 
 
 if __name__ == "__main__":
