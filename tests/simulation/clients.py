@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from raftcache.kv.operations import Get, GetResult, Put, WriteResult
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import Reply, Request
 from raftcache.node.settings import MS
-from tests.simulation.history import Event, History
+from tests.simulation.history import Event
 from tests.simulation.kinds import Kind
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 TIMEOUT_NS = 3_000 * MS
+VISITOR = -1
+"""The number of those who come by once."""
 KEYS = [b"k%d" % number for number in range(6)]
 
 
@@ -27,7 +30,6 @@ class Client:
     """Runs until `stop`; an operation without an answer in time is left as unknown, and its number retired."""
 
     world: World
-    history: History
     number: int
     stopped: bool = False
     written: int = 0
@@ -61,26 +63,38 @@ class Client:
         else:
             event = Event(self.number, "get", key, None, self.world.now_ns)
             operation = Get(key)
-        self.history.events.append(event)
-        request = Request(None, operation, slot_of(key), node.clock.monotonic_ns() + TIMEOUT_NS)
-        sink = _Sink(self, event, node, node.life)
-        self.world.submit(node, request, sink)
-        self.world.after(TIMEOUT_NS + 500 * MS, sink.give_up, kind=Kind.CLIENT)
+        _ask(self.world, event, operation, node, self.done)
 
     def done(self) -> None:
         self._later(self.random.randrange(1, self.world.plan.pause_ms_max))
 
 
+def visit(world: World, node: SimulatedNode) -> None:
+    """Somebody reads every key through this very node: one that was a leader a moment ago, and may not know better."""
+    if node.host is not None:
+        for key in KEYS:
+            _ask(world, Event(VISITOR, "get", key, None, world.now_ns), Get(key), node, lambda: None)
+
+
+def _ask(world: World, event: Event, operation: Put | Get, node: SimulatedNode, done: Callable[[], None]) -> None:
+    world.history.events.append(event)
+    request = Request(None, operation, slot_of(event.key), node.clock.monotonic_ns() + TIMEOUT_NS)
+    sink = _Sink(world, event, node, done)
+    world.submit(node, request, sink)
+    world.after(TIMEOUT_NS + 500 * MS, sink.give_up, kind=Kind.CLIENT)
+
+
 class _Sink:
     """Takes the one reply; a node that died meanwhile never sends it."""
 
-    def __init__(self, client: Client, event: Event, node: SimulatedNode, life: int) -> None:
-        self._client = client
+    def __init__(self, world: World, event: Event, node: SimulatedNode, done: Callable[[], None]) -> None:
+        self._world = world
         self._event = event
         self._node = node
-        self._life = life
+        self._life = node.life
+        self._done = done
         self._over = False
-        self._newest = client.world.ghost.newest(client.world.shard_of(event.key))
+        self._newest = world.ghost.newest(world.shard_of(event.key))
 
     def deliver(self, replies: list[Reply]) -> None:
         if self._over or self._node.life != self._life:
@@ -92,17 +106,17 @@ class _Sink:
         if isinstance(result, RaftCacheError):
             event.status = "fail" if result.definite else "unknown"
         elif isinstance(result, GetResult):
-            event.end_ns, event.status, event.revision = self._client.world.now_ns, "ok", result.revision
-            self._client.world.ghost.read(reply.shard, reply.index, self._newest)
+            event.end_ns, event.status, event.revision = self._world.now_ns, "ok", result.revision
+            self._world.ghost.read(reply.shard, reply.index, self._newest)
             if result.entry is not None:
                 event.value, event.mod_revision = result.entry.value, result.entry.mod_revision
         else:
             assert isinstance(result, WriteResult), result
-            event.end_ns, event.status, event.revision = self._client.world.now_ns, "ok", result.revision
-            self._client.world.ghost.written(self._node, reply.shard, reply.index)
-        self._client.done()
+            event.end_ns, event.status, event.revision = self._world.now_ns, "ok", result.revision
+            self._world.ghost.written(self._node, reply.shard, reply.index)
+        self._done()
 
     def give_up(self) -> None:
         if not self._over:
             self._over = True
-            self._client.done()
+            self._done()

@@ -22,6 +22,7 @@ from raftcache.node.replica import Replica
 from raftcache.node.settings import MS
 from raftcache.storage.hard_state import hard_state_paths
 from raftcache.storage.wal_format import OFFSET_BITS, SEGMENT_HEADER_BYTES
+from tests.simulation.clients import visit
 from tests.simulation.constants import DATA
 from tests.simulation.kinds import Kind
 from tests.simulation.nodes import SimulatedNode
@@ -29,6 +30,10 @@ from tests.simulation.plan import Fault
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+
+VISIT_MS = 200
+"""How often somebody reads at a leader to which something happened."""
 
 
 def inject(world: World) -> None:
@@ -45,6 +50,8 @@ def _do(world: World, fault: Fault) -> None:
         if leader is None:
             return
         fault = replace(fault, kind=fault.kind.removesuffix(" leader"), node=leader)
+        for later_ms in range(0, fault.for_ms + 1_500, VISIT_MS):
+            world.after(later_ms * MS, partial(_visit, world, leader), kind=Kind.CLIENT)
     node = world.nodes.get(NodeId(fault.node))
     world.note(fault.node, f"* {fault.kind}{f' n{fault.to}' if fault.to else ''} {fault.how}".rstrip())
     world.ghost.tally[f"fault: {fault.kind}"] = world.ghost.tally.get(f"fault: {fault.kind}", 0) + 1
@@ -70,6 +77,11 @@ def _do(world: World, fault: Fault) -> None:
             _flip(node, fault)
         case _ if node is not None and node.host is not None:
             _do_to(node, fault)
+
+
+def _visit(world: World, node: NodeId) -> None:
+    if not world.healed:
+        visit(world, world.nodes[node])
 
 
 def _isolate(world: World, alone: NodeId, for_ms: int) -> None:

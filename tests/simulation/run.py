@@ -12,7 +12,7 @@ from tests.simulation.clients import Client
 from tests.simulation.convergence import miscounted, not_converged, run_until
 from tests.simulation.counters import Counter
 from tests.simulation.faults import inject
-from tests.simulation.history import History, violations
+from tests.simulation.history import violations
 from tests.simulation.lanes import Lanes
 from tests.simulation.liveness import heal_a_majority
 from tests.simulation.operator import Operator
@@ -94,8 +94,8 @@ class _Actors:
     """Everybody who wants something of the cluster."""
 
     def __init__(self, world: World) -> None:
-        self.history = History()
-        self.clients = [Client(world, self.history, number) for number in range(world.plan.clients)]
+        self.history = world.history
+        self.clients = [Client(world, number) for number in range(world.plan.clients)]
         self.counters = [Counter(world, number) for number in range(world.plan.counters)]
         self.operator = Operator(world)
 

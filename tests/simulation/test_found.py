@@ -5,7 +5,6 @@ from dataclasses import replace
 from raftcache.ids import NodeId
 from raftcache.node.settings import MS, EngineSettings
 from tests.simulation.clients import Client
-from tests.simulation.history import History
 from tests.simulation.plan import Plan, draw_plan
 from tests.simulation.world import World
 
@@ -34,7 +33,7 @@ def test_a_backlog_is_applied_without_waiting_for_ticks() -> None:
     """A replica that comes back applies page after page (`committed_bytes_per_ready`), and not one page per heartbeat."""
     world = World(1, calm_plan(EngineSettings(committed_bytes_per_ready=1)))
     world.start()
-    clients = [Client(world, History(), number) for number in range(4)]
+    clients = [Client(world, number) for number in range(4)]
     for client in clients:
         client.start()
     world.run_until(4_000 * MS)

@@ -72,7 +72,6 @@ def test_one_seed_is_one_history_whatever_the_hash_seed() -> None:
         "leader_counts_itself_early",
         "truncate_always",
         "stale_leader_reads",
-        "read_before_apply",
         "no_dedup",
         "sessions_left_out",
         "joint_configuration_skipped",

@@ -30,6 +30,7 @@ from raftcache.node.kinds import KIND_INIT
 from raftcache.node.settings import MS
 from tests.simulation.constants import PORT_BASE
 from tests.simulation.ghost import Ghost
+from tests.simulation.history import History
 from tests.simulation.kinds import Kind
 from tests.simulation.lanes import Lanes
 from tests.simulation.nodes import Crashed, SimulatedNode
@@ -71,6 +72,8 @@ class World:
         """Nodes that nothing happens to any more; empty in the safety phase."""
         self.problems: list[Problem] = []
         self.ghost = Ghost(self)
+        self.history = History()
+        """What clients did and saw."""
         self.cuts: dict[tuple[NodeId, NodeId], int] = {}
         """Directed links that are cut, and how many faults cut each."""
         self.slow: dict[tuple[NodeId, NodeId], int] = {}
