@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from faults.ports import free_port
+from tests.support.ports import free_port
 
 START_SECONDS = 60.0
 ORDER_SECONDS = 6.0

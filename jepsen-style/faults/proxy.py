@@ -23,7 +23,7 @@ from collections import deque
 from dataclasses import dataclass, fields
 from typing import cast
 
-from faults.ports import free_port
+from tests.support.ports import free_port
 
 NS_PER_SECOND = 1_000_000_000
 QUEUED_BYTES_MAX = 1 << 20

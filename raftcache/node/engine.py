@@ -154,6 +154,7 @@ class Engine:
             flush=network.flush,
             persisted=self._persisted,
             wake=self._schedule,
+            in_flight=lambda: self.router.in_flight,
         )
         self.lifecycle = Lifecycle(self, open_state, tracer)
         self.checkpointing = Checkpointing(self)

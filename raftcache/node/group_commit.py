@@ -5,7 +5,8 @@
 Rules of this file:
 - at most one fdatasync is in flight; what must be durable meanwhile waits in the group and goes with the next;
 - `Ready`s of a replica are persisted in the order in which they were taken;
-- a fast disk is synced on the loop, a slow one in a thread, by the running mean of what it took;
+- a fast disk is synced on the loop, a slow one in a thread, by the running mean of what it took; and on the loop only where
+  no other request waits at this node: a loop that syncs takes nothing in, and the next group would have to be as small;
 - what needs the log to itself (a replica that comes or goes, deleting segments) waits for the moment *between* two
   syncs, and gets it after every single one: under load there is always a next group, and it would wait for ever;
 - a full disk holds back what needs room and nothing else: votes need none, and go on.
@@ -62,8 +63,10 @@ class GroupCommit:
         flush: Callable[[], None],
         persisted: Callable[[list[Taken]], None],
         wake: Callable[[], None],
+        in_flight: Callable[[], int],
     ) -> None:
-        """`flush`: what was sent leaves; `persisted`: these are durable; `wake`: another turn is wanted."""
+        """`flush`: what was sent leaves; `persisted`: these are durable; `wake`: another turn is wanted; `in_flight`: how
+        many requests wait at this node."""
         self.full = ""
         """Why the log takes nothing now; empty while it does."""
         self.syncing = False
@@ -77,6 +80,7 @@ class GroupCommit:
         self._flush = flush
         self._persisted = persisted
         self._wake = wake
+        self._in_flight = in_flight
         self._group: list[Taken] = []
         self._side_writes: list[ReplicaWrite] = []
         self._between: dict[str, Callable[[], None]] = {}
@@ -144,7 +148,8 @@ class GroupCommit:
             self._wal.sync()
             took_ns = self._clock.monotonic_ns() - started_ns
 
-        self._off_loop(sync, lambda: self._synced(group, took_ns, span))
+        proposed = sum(replica.requests_in(ready.entries) for replica, ready in group)
+        self._off_loop(sync, lambda: self._synced(group, took_ns, span), others=self._in_flight() > proposed)
 
     def finish_turn(self) -> None:
         """Persists what the last round left, and does what waits for the log."""
@@ -201,9 +206,9 @@ class GroupCommit:
         self._group = held + self._group
         return passing
 
-    def _off_loop(self, work: Callable[[], None], done: Callable[[], None]) -> None:
-        """Does the work, which syncs, and then `done`: here on a fast disk, else in a thread."""
-        if self._sync_mean_ns <= self._settings.sync_inline_below_ns:
+    def _off_loop(self, work: Callable[[], None], done: Callable[[], None], *, others: bool = False) -> None:
+        """Does the work, which syncs, and then `done`: here on a fast disk that no `others` wait behind, else in a thread."""
+        if not others and self._sync_mean_ns <= self._settings.sync_inline_below_ns:
             work()
             done()
             return

@@ -481,6 +481,15 @@ class Replica:
             or (self._reads and len(self._reads_in_flight) < self._settings.read_rounds_in_flight_max)
         )
 
+    def requests_in(self, entries: list[Entry]) -> int:
+        """How many requests that were proposed here these entries carry."""
+        found = 0
+        for entry in entries:
+            proposed = self._proposed.get(entry.index)
+            if proposed is not None and proposed[0] == entry.term:
+                found += len(proposed[1])
+        return found
+
     def commands_in(self, entries: list[Entry]) -> int:
         """How many commands that were proposed here these entries carry."""
         found = 0

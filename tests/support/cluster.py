@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from raftcache.admin.v1 import admin_pb2, admin_pb2_grpc
 from raftcache.v1 import kv_pb2_grpc
+from tests.support.ports import free_port
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.02
@@ -34,15 +34,8 @@ LEADER_SECONDS = 60.0
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; held open together, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports that nobody listens on now, all different."""
+    return [free_port() for _ in range(count)]
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
