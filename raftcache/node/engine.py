@@ -114,10 +114,8 @@ class Engine:
         """`entry`: this node as it is now. `on_directory` keeps a newer directory, and says whether the disk took it."""
         self.node = entry.node
         self.entry = entry
-        self.settings = settings
-        self.limits = limits
-        self.clock = clock
-        self.random = random
+        self.settings, self.limits = settings, limits
+        self.clock, self.random = clock, random
         self.observer = observer
         self.fatal = fatal
         self.draining = False
