@@ -50,7 +50,7 @@ WRITE_BUFFER_BYTES: Final = 256 << 10
 SETTLE_NS: Final = 10 * NS_PER_SECOND
 """For the preface and the first SETTINGS to arrive."""
 FAREWELL_NS: Final = 1 * NS_PER_SECOND
-"""How long a client may take to acknowledge the first GOAWAY before the second."""
+"""How long a client may take to acknowledge our first GOAWAY before the second, or to hang up after one that says why."""
 _KEEPALIVE: Final = b"alive?  "
 _FAREWELL: Final = b"farewell"
 
@@ -81,6 +81,9 @@ class FastConnection(asyncio.Protocol):
         self._farewell_ns = 0
         """When we said that we are leaving; 0: not yet."""
         self._accepting = True
+        self._ended_ns = 0
+        """When the peer broke the protocol or a limit."""
+        self._half_closed = False
 
     # --- The transport ------------------------------------------------------------------------------------------------
 
@@ -99,6 +102,8 @@ class FastConnection(asyncio.Protocol):
         self.flush()
 
     def data_received(self, data: bytes) -> None:
+        if self._ended_ns:
+            return
         self.now_ns = self.front.clock.monotonic_ns()
         self._ping_sent_ns = 0
         self._on_events(self.http2.receive(data, self.now_ns))
@@ -133,11 +138,9 @@ class FastConnection(asyncio.Protocol):
     def flush(self) -> None:
         """Writes what there is, as one piece, and settles accounts with the front."""
         transport, sender = self._transport, self.http2.sender
-        if transport is None:
+        if transport is None or self._half_closed:
             return
-        if sender.out:
-            data = b"".join(sender.out) if len(sender.out) > 1 else sender.out[0]
-            sender.out.clear()
+        while data := sender.data_to_send():
             transport.write(data)
         if sender.taken:
             self.front.touch(self)
@@ -145,11 +148,16 @@ class FastConnection(asyncio.Protocol):
         if held != self.charged:
             self.front.charge(self, held)
         if not self._accepting and not self.http2.streams:
-            self._close()
+            self._close(transport)
 
-    def _close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+    def _close(self, transport: asyncio.Transport) -> None:
+        if not self._ended_ns or not transport.can_write_eof():
+            transport.close()
+        elif not self._half_closed:
+            # The peer is to learn why. Were the socket closed while it still sends, TCP would discard our GOAWAY: what comes is
+            # read and dropped for a moment, see `look_after`.
+            self._half_closed = True
+            transport.write_eof()
 
     # --- Events -------------------------------------------------------------------------------------------------------
 
@@ -169,7 +177,8 @@ class FastConnection(asyncio.Protocol):
                     if event.data == _FAREWELL:
                         self._accept_no_more()
                 case ConnectionEnded():
-                    self._close()
+                    self._accepting = False
+                    self._ended_ns = self.now_ns
                 case _:
                     assert_never(event)
 
@@ -259,7 +268,10 @@ class FastConnection(asyncio.Protocol):
         """Now and then: is the client there, and does it behave?"""
         if self._transport is None:
             return
-        if not self.http2.settled and now_ns - self.born_ns > SETTLE_NS:
+        if self._ended_ns:
+            if now_ns - self._ended_ns > FAREWELL_NS:
+                self.abort()
+        elif not self.http2.settled and now_ns - self.born_ns > SETTLE_NS:
             self.abort()
         elif self._ping_sent_ns:
             if now_ns - self._ping_sent_ns > KEEPALIVE_TIMEOUT_MS * NS_PER_MS:
@@ -299,7 +311,6 @@ class FastConnection(asyncio.Protocol):
         """This connection holds more than any other, and all of them together too much."""
         self._on_events(self.http2.end(ENHANCE_YOUR_CALM, "this connection holds too much of the server's memory"))
         self.flush()
-        self.abort()
 
     def abort(self) -> None:
         """Cuts the connection off."""

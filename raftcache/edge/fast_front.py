@@ -225,10 +225,9 @@ class FastFront:
     def _evict(self) -> None:
         while self._held > self.config.buffered_bytes_max and self._connections:
             largest = max(self._connections, key=lambda connection: connection.charged)
-            self._held -= largest.charged
-            largest.charged = 0
-            self._connections.pop(largest)
-            largest.evict()
+            if not largest.charged:
+                break
+            largest.evict()  # settles its account
 
     def _on_look(self) -> None:
         """Deadlines at each look, connections at every few."""

@@ -309,6 +309,8 @@ class ServerConnection:
         if stream is None:
             if stream_id in self._recently_reset:
                 return
+            if not stream_id:
+                raise ConnectionViolation(PROTOCOL_ERROR, "HEADERS on stream 0")
             # §5.1.1: ids only grow. A stream that both sides have ended cannot begin again.
             raise ConnectionViolation(STREAM_CLOSED, f"HEADERS on stream {stream_id}, which is closed")
         if stream.remote_ended:

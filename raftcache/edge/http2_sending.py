@@ -32,6 +32,9 @@ _HEADERS_ON: Final = HEADERS << 8 | END_HEADERS
 _HEADERS_LAST: Final = HEADERS << 8 | END_HEADERS | END_STREAM
 _DATA_ON: Final = DATA << 8
 
+OUT_BYTES_MAX: Final = 1 << 20
+"""Of DATA in one write. It is only after a write that the transport can say that it has enough."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResponseShape:
@@ -48,7 +51,9 @@ class Sender:
         """`on_end` is told of each stream that we have ended, behind its last frame."""
         self._on_end = on_end
         self.out: list[bytes] = []
-        """Frames on their way to the transport, in order. Whoever writes them empties it."""
+        """Frames on their way to the transport, in order."""
+        self._room = OUT_BYTES_MAX
+        """Bytes of DATA that `out` still takes before it is written."""
         self.window = WINDOW_DEFAULT
         """Bytes of DATA that we may send on the connection."""
         self.initial_window = WINDOW_DEFAULT
@@ -77,6 +82,7 @@ class Sender:
         length = len(body)
         if (
             length > self.window
+            or length > self._room
             or length > stream.send_window
             or length > self.frame_bytes_max
             or not self.writable
@@ -87,6 +93,7 @@ class Sender:
             self.end(stream, shape.trailers)
             return
         self.window -= length
+        self._room -= length
         framed = self._framed.get(shape) if self._framed_at == self._encoder.changes else None
         before, block, before_last, block_last = framed or self._frame(shape)
         stream_id = stream.id.to_bytes(4, "big")
@@ -173,6 +180,16 @@ class Sender:
         if writable:
             self._send_round()
 
+    def data_to_send(self) -> bytes:
+        """What is to be written now; empty if there is nothing. There may be more as soon as that is written."""
+        if self._round:
+            self._send_round()
+        out = self.out
+        data = b"".join(out) if len(out) != 1 else out[0]
+        out.clear()
+        self._room = OUT_BYTES_MAX
+        return data
+
     # --- The round ----------------------------------------------------------------------------------------------------
 
     def _schedule(self, stream: Stream) -> None:
@@ -181,7 +198,7 @@ class Sender:
             self._round.append(stream)
 
     def _send_round(self) -> None:
-        while self._round and self.window > 0 and self.writable:
+        while self._round and self.window > 0 and self._room > 0 and self.writable:
             stream = self._round.popleft()
             if stream.send_window > 0:
                 self._send_frame(stream)
@@ -214,6 +231,7 @@ class Sender:
                 stream.chunks_taken += 1
         payload = b"".join(parts)
         self.window -= len(payload)
+        self._room -= len(payload)
         stream.send_window -= len(payload)
         self.unsent -= len(payload)
         self.out.append(frames.frame(DATA, 0, stream.id, payload))
