@@ -28,6 +28,7 @@ STARTS_PROCESSES = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # the workers read the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Names the one group and puts it first: a worker takes a group as a whole, and this one takes longest."""
     for item in items:
