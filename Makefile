@@ -20,7 +20,7 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 EXAMPLES_NODE := $(patsubst %/package.json,%/node_modules/.installed,$(wildcard examples/*/package.json))
 
-.PHONY: help setup versions test check lint format types contracts proto proto-drift demo bench sim zoo jepsen jepsen-doctor clean
+.PHONY: help setup versions test check lint format types contracts proto proto-drift demo bench sim zoo jepsen jepsen-doctor fuzz clean
 
 help:
 	@echo "make setup        create $(VENV) and install what the project needs"
@@ -36,6 +36,7 @@ help:
 	@echo "make sim          the deterministic simulation: whole clusters, thousands of faults, replayable"
 	@echo "make zoo          is each deliberate bug caught, by what, and how soon?"
 	@echo "make jepsen       faults on real nodes, and what the clients may conclude (make jepsen-doctor: which faults)"
+	@echo "make fuzz         coverage-guided fuzzing of the fast front"
 	@echo "make clean        remove caches and $(VENV)"
 
 # --- Set-up -------------------------------------------------------------------------------------------------------
@@ -145,6 +146,12 @@ jepsen: setup
 
 jepsen-doctor: setup
 	$(JEPSEN) doctor --nodes $(NODES)
+
+# make fuzz                a minute of coverage-guided fuzzing of the fast front;  make fuzz MINUTES=60  for long runs
+fuzz: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input 'atheris>=3,<4'
+	mkdir -p .fuzz
+	$(BIN)/python -m tests.edge.fuzz -max_total_time=$$(( $(MINUTES) * 60 )) -max_len=4096 .fuzz
 
 clean:
 	rm -rf $(VENV) .venv-proto .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage.sim build dist

@@ -1,0 +1,194 @@
+"""What gRPC asks of a server, over both fronts, by clients of several makes. `test_fronts` has the rest of it."""
+
+import asyncio
+import shutil
+import subprocess
+from pathlib import Path
+
+import grpc
+import pytest
+
+from raftcache.clock import SystemClock
+from raftcache.edge import http2_frames as frames
+from raftcache.edge.fast_front import FastFront
+from raftcache.edge.grpc_wire import framed
+from raftcache.gateway.handlers import handlers_of
+from raftcache.v1 import kv_pb2, kv_pb2_grpc
+from tests.edge.conftest import SETTINGS, Bench, front_config
+from tests.edge.test_fronts import until
+from tests.edge.wire_client import SHARD_MAP, WireClient, request_fields
+from tests.gateway.memory_node import MemoryAdministration, MemoryNode
+
+H2LOAD, CURL = shutil.which("h2load"), shutil.which("curl")
+GET = "/raftcache.v1.KvService/Get"
+
+
+async def command(*arguments: str, data: bytes = b"") -> tuple[bytes, bytes]:
+    """Runs a program to its end; what it wrote."""
+    process = await asyncio.create_subprocess_exec(
+        *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    async with asyncio.timeout(60):
+        return await process.communicate(data)
+
+
+async def test_compressed_requests_are_read(bench: Bench) -> None:
+    """gzip, on single calls and on streams."""
+    value = bytes(50_000)
+    await bench.kv.Put(kv_pb2.PutRequest(key=b"k", value=value), compression=grpc.Compression.Gzip)
+    assert value == (await bench.kv.Get(kv_pb2.GetRequest(key=b"k"), compression=grpc.Compression.Gzip)).entry.value
+    get = kv_pb2.Operation(get=kv_pb2.GetRequest(key=b"k"))
+    call = bench.kv.Pipeline(
+        iter([kv_pb2.PipelineRequest(request_id=1, operations=[get])]), compression=grpc.Compression.Gzip
+    )
+    assert [value] == [response.results[0].get.entry.value async for response in call]
+
+
+async def test_large_messages_both_ways_at_once(bench: Bench) -> None:
+    """Many messages above every window, on one connection: they take turns, and all arrive."""
+    values = {b"k%d" % number: bytes([number]) * (200 << 10) for number in range(40)}
+
+    async def put_and_get(key: bytes) -> bytes:
+        await bench.kv.Put(kv_pb2.PutRequest(key=key, value=values[key]))
+        found: bytes = (await bench.kv.Get(kv_pb2.GetRequest(key=key))).entry.value
+        return found
+
+    async with asyncio.TaskGroup() as tasks:
+        found = {key: tasks.create_task(put_and_get(key)) for key in values}
+    assert values == {key: task.result() for key, task in found.items()}
+    if isinstance(bench.front, FastFront):
+        assert 0 == bench.front._held
+
+
+async def test_a_deadline_ends_a_call_that_nobody_answers(bench: Bench) -> None:
+    """The client gets DEADLINE_EXCEEDED, and the call counts no longer."""
+    bench.node.hold = True
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await bench.kv.Get(kv_pb2.GetRequest(key=b"k"), timeout=0.05)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: bench.front.in_flight == 0)
+
+
+async def test_the_blocking_client_of_grpcio(bench: Bench) -> None:
+    """Calls, a stream and keepalive pings from a thread, on a connection of their own."""
+
+    def blocking() -> tuple[bytes, list[int]]:
+        options = [("grpc.keepalive_time_ms", 5_000), ("grpc.keepalive_permit_without_calls", 1)]
+        with grpc.insecure_channel(f"127.0.0.1:{bench.front.port}", options) as channel:
+            kv = kv_pb2_grpc.KvServiceStub(channel)
+            kv.Put(kv_pb2.PutRequest(key=b"k", value=b"v"), timeout=10)
+            answers = kv.Pipeline(iter([kv_pb2.PipelineRequest(request_id=n) for n in range(20)]), timeout=10)
+            numbers = [response.request_id for response in answers]
+            value: bytes = kv.Get(kv_pb2.GetRequest(key=b"k"), timeout=10).entry.value
+            return value, numbers
+
+    assert (b"v", list(range(20))) == await asyncio.to_thread(blocking)
+
+
+@pytest.mark.skipif(H2LOAD is None, reason="no h2load here")
+async def test_h2load_finds_no_error(bench: Bench, tmp_path: Path) -> None:
+    """2,000 requests on 8 connections: all succeed, and each reached the node once."""
+    assert H2LOAD
+    (tmp_path / "body").write_bytes(framed(kv_pb2.GetRequest(key=b"k").SerializeToString()))
+    arguments = (
+        "-n2000",
+        "-c8",
+        "-m32",
+        "-t1",
+        "-d",
+        str(tmp_path / "body"),
+        "-Hcontent-type: application/grpc",
+        "-Hte: trailers",
+    )
+    out, _ = await command(H2LOAD, *arguments, f"http://127.0.0.1:{bench.front.port}{GET}")
+    assert b"2000 succeeded, 0 failed, 0 errored" in out
+    assert 2_000 == len(bench.node.requests)
+
+
+@pytest.mark.skipif(CURL is None, reason="no curl here")
+async def test_curl_sees_status_and_trailers(bench: Bench) -> None:
+    """A call by hand; what is no gRPC is refused with an HTTP status."""
+    assert CURL
+    url = f"http://127.0.0.1:{bench.front.port}{GET}"
+    options = (CURL, "-s", "-v", "--http2-prior-knowledge", "-o", "/dev/null")
+    body = framed(kv_pb2.GetRequest(key=b"k").SerializeToString())
+    _, said = await command(
+        *options, "-Hcontent-type: application/grpc", "-Hte: trailers", "--data-binary", "@-", url, data=body
+    )
+    assert b"< HTTP/2 200" in said
+    assert b"< grpc-status: 0" in said
+    if isinstance(bench.front, FastFront):  # the other one resets such a stream
+        _, said = await command(*options, url)
+        assert b"< HTTP/2 415" in said
+
+
+# --- What only the fast front has, or can be asked about ---------------------------------------------------------------
+
+
+async def fast_front(**changes: object) -> FastFront:
+    """A front that has started."""
+    node = MemoryNode(clock=SystemClock())
+    front = FastFront(handlers_of(node.gateway(SETTINGS), MemoryAdministration()), front_config(**changes), node.clock)
+    await front.start()
+    return front
+
+
+async def test_old_connections_end_and_no_call_fails() -> None:
+    """At its age a connection is asked to end; the client takes a new one, and notices nothing."""
+    front = await fast_front(connection_age_max_ms=1)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{front.port}") as channel:
+        kv: kv_pb2_grpc.KvServiceAsyncStub = kv_pb2_grpc.KvServiceStub(channel)
+        await kv.Put(kv_pb2.PutRequest(key=b"k", value=b"v"))
+        first = next(iter(front._connections))
+        async with asyncio.timeout(10):
+            while first in front._connections:
+                await kv.Get(kv_pb2.GetRequest(key=b"k"))
+        await kv.Get(kv_pb2.GetRequest(key=b"k"))
+    await front.stop(1)
+
+
+async def test_a_farewell_is_said_twice() -> None:
+    """RFC 9113 §6.8: first with the highest id, so that calls under way are served, then with the last that was."""
+    front = await fast_front()
+    client = await WireClient.connect(front.port)
+    await client.answer(client.call())
+    stopping = asyncio.get_running_loop().create_task(front.stop(5))
+    first = await client.until(frames.GOAWAY)
+    ping = await client.until(frames.PING)
+    assert first is not None
+    assert ping is not None
+    late = client.call()
+    client.send(frames.frame(frames.PING, frames.ACK, 0, ping.payload))
+    fields, _ = await client.answer(late)
+    assert "0" == fields["grpc-status"]
+    assert b"\x7f\xff\xff\xff" == first.payload[:4]
+    await stopping
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [((b"grpc-encoding", b"snappy"), "12"), ((b"grpc-timeout", b"1x"), "13"), ((b"grpc-timeout", b"0n"), "4")],
+)
+async def test_what_a_head_may_be_refused_for(more: tuple[bytes, bytes], status: str) -> None:
+    """An unknown compression, a timeout that is none, one that has passed: each has its status."""
+    front = await fast_front()
+    client = await WireClient.connect(front.port)
+    fields, _ = await client.answer(client.call(fields=request_fields(SHARD_MAP, more)))
+    assert status == fields["grpc-status"]
+    assert "identity,gzip" == fields["grpc-accept-encoding"]
+    await client.close()
+    await front.stop(0)
+
+
+@pytest.mark.parametrize("data", [b"", framed(b"") * 2, framed(b"abc")[:-1]])
+async def test_a_unary_request_is_one_message(data: bytes) -> None:
+    """None, two, or half of one: INTERNAL, and the handler is not asked."""
+    front = await fast_front()
+    client = await WireClient.connect(front.port)
+    stream_id = client.open()
+    client.send(frames.frame(frames.DATA, frames.END_STREAM, stream_id, data))
+    fields, _ = await client.answer(stream_id)
+    assert "13" == fields["grpc-status"]
+    await client.close()
+    await front.stop(0)
