@@ -263,10 +263,7 @@ async def test_data_dribble_cve_2019_9511() -> None:
     raises=BaseExceptionGroup,
 )
 async def test_internal_data_buffering_cve_2019_9517() -> None:
-    """A client that opens all windows and reads nothing from its socket: nothing more is read from it, or it is dropped.
-
-    Which of the two depends on how much had arrived when the transport said stop; memory is bounded in both.
-    """
+    """A client that opens all windows and reads nothing from its socket: its answers are dropped, and it with them."""
     async with scene(buffered_bytes_max=4 << 20) as found:
         client = await found.attacker({frames.INITIAL_WINDOW_SIZE: (1 << 31) - 1})
         client.send(frames.window_update(0, (1 << 31) - 1 - 65_535))
@@ -277,12 +274,8 @@ async def test_internal_data_buffering_cve_2019_9517() -> None:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         for _ in range(900):
             client.call(kv_pb2.GetRequest(key=b"k").SerializeToString(), request_fields(b"/raftcache.v1.KvService/Get"))
-        for _ in range(50):
-            await asyncio.sleep(0.02)
-            assert found.front._held <= 4 << 20
-        if len(found.front._connections) > 1:
-            assert not client.writer.transport.is_closing()
-            assert found.front._held + found.front.in_flight * len(put) <= 24 << 20, "what is in flight is bounded, too"
+        await until(lambda: len(found.front._connections) == 1)
+        assert found.front._held <= 4 << 20
 
 
 def send_data(client: WireClient, stream_id: int, data: bytes, *, end: bool = True) -> None:
