@@ -70,7 +70,10 @@ class WorldObserver:
 
     def event(self, name: str, **fields: object) -> None:
         world = self._node.world
-        world.ghost.tally[name] = world.ghost.tally.get(name, 0) + 1
+        world.ghost.count(name)
+        if name == "replies_lost":
+            # The router goes on when a front raises; here it is one of our clients, and that is a finding.
+            world.fail("exception", f"node {self._node.node}: {fields}")
         if world.lanes is not None:
             told = " ".join(str(fields[key]) for key in ("shard", "term", "leader", "index", "reason") if key in fields)
             world.note(self._node.node, f"{name} {told}")
