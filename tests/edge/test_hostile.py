@@ -58,8 +58,10 @@ async def scene(*, behaved: bool = True, **changes: object) -> AsyncIterator[Sce
     async def behave() -> None:
         client = await found.attacker()
         while not stopping.is_set():
-            fields, _ = await client.answer(client.call())
+            fields, data = await client.answer(client.call())
             assert "0" == fields["grpc-status"]
+            # Without it 64 KiB of answers close the connection's window, and this client waits for itself.
+            client.send(frames.window_update(0, len(data)))
             found.answered += 1
             await asyncio.sleep(0)
 
@@ -257,11 +259,6 @@ async def test_data_dribble_cve_2019_9511() -> None:
         await client.close()
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="open: beside such a client another one waited more than 10 s for its answer",
-    raises=BaseExceptionGroup,
-)
 async def test_internal_data_buffering_cve_2019_9517() -> None:
     """A client that opens all windows and reads nothing from its socket: its answers are dropped, and it with them."""
     async with scene(buffered_bytes_max=4 << 20) as found:
