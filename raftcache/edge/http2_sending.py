@@ -249,9 +249,8 @@ class Sender:
         self._on_end(stream)
 
     def _frame(self, shape: ResponseShape) -> tuple[bytes, bytes, bytes, bytes]:
-        """The header frames of `shape`; kept, unless encoding them has changed what others of that kind mean."""
-        if self._framed_at != self._encoder.changes:
-            self._framed.clear()
+        """The header frames of `shape`; kept, unless encoding them has just changed the table."""
+        before = self._encoder.changes
         block, block_last = self._encoder.encode(shape.head), self._encoder.encode(shape.trailers)
         framed = (
             _DATA_PREFIX(len(block) >> 8, len(block) & 0xFF, _HEADERS_ON),
@@ -259,7 +258,9 @@ class Sender:
             _DATA_PREFIX(len(block_last) >> 8, len(block_last) & 0xFF, _HEADERS_LAST),
             block_last,
         )
-        if self._framed_at == self._encoder.changes:
+        if self._framed_at != self._encoder.changes:
+            self._framed.clear()
+            self._framed_at = self._encoder.changes
+        if before == self._encoder.changes:
             self._framed[shape] = framed
-        self._framed_at = self._encoder.changes
         return framed

@@ -14,6 +14,7 @@ from raftcache.edge import http2_frames as frames
 from raftcache.edge.grpc_wire import OK_RESPONSE, OK_TRAILERS, RESPONSE_HEAD, framed
 from raftcache.edge.hpack import Encoder
 from raftcache.edge.http2 import Http2Limits, ServerConnection
+from raftcache.edge.http2_sending import ResponseShape
 from raftcache.edge.http2_stream import ConnectionEnded, DataReceived, Event, HeadersReceived, StreamReset
 from tests.edge.wire_client import request_fields
 
@@ -214,3 +215,26 @@ def test_data_beyond_the_window_is_refused(padding: int) -> None:
     payload = bytes([padding]) + bytes(10 + padding) if padding else bytes(101)
     events = server.receive(frames.frame(frames.DATA, frames.PADDED if padding else 0, 1, payload), 0)
     assert [3] == [event.code for event in events if isinstance(event, StreamReset)]
+
+
+def test_responses_of_several_shapes_keep_their_headers() -> None:
+    """What a second shape puts into the compression table moves the entries that the first one's kept frames name."""
+    shapes = [
+        ResponseShape(((b":status", b"200"), (b"x-shape", b"%d" % n)), ((b"grpc-status", b"0"),)) for n in range(3)
+    ]
+    pair = Pair()
+    expected: dict[int, bytes] = {}
+    for number in (0, 0, 1, 0, 1, 2, 0, 1, 2):
+        stream_id = pair.client.get_next_available_stream_id()
+        pair.client.send_headers(stream_id, request_fields(), end_stream=True)
+        for event in pair.exchange():
+            if isinstance(event, HeadersReceived):
+                expected[stream_id] = b"%d" % number
+                pair.server.sender.respond(event.stream, shapes[number], framed(b"x"))
+        pair.exchange()
+    received = {
+        event.stream_id: dict(event.headers)[b"x-shape"]
+        for event in pair.seen
+        if isinstance(event, h2.events.ResponseReceived)
+    }
+    assert expected == received
