@@ -120,8 +120,8 @@ def encode_record(record_key: bytes, entry: KeyEntry) -> bytes:
 
 def decode_record(record_key: bytes, record: bytes) -> KeyEntry:
     """A key as stored. Raises: `Corruption` for a damaged record, `UnsupportedVersion` for one of a newer release."""
-    body = record[:-HASH_BYTES]
-    if len(record) < RECORD_BYTES_MIN or record[-HASH_BYTES:] != xxh3_64_digest(record_key + body, len(record_key)):
+    body = unseal(record_key, record)
+    if len(body) < RECORD_HEAD.size:
         raise damaged(record_key, record)
     version, flags, create_revision, mod_revision, writes = RECORD_HEAD.unpack_from(body)
     if version == RECORD_VERSION and not flags:

@@ -1,6 +1,7 @@
 """The state hash: what a shard's data amounts to, as one number that every replica must agree on at every index.
 
-Each record adds the 64-bit hash that it ends in (`layout.hash_of`), summed modulo 2^128. A sum does not depend on order, so it is kept up incrementally, one subtraction and one addition per write; and it is kept *per slot*, with a
+Each record adds the 64-bit hash that it ends in (`layout.hash_of`), summed modulo 2^128. A sum does not depend on
+order, so it is kept up incrementally, one subtraction and one addition per write; and it is kept *per slot*, with a
 count of records, so that a split hands sums over instead of rescanning, and a mismatch is narrowed to a slot.
 
 Stored are pages of 64 slots, not slots: 1,000 random puts touch nearly as many slots, but at most 256 pages, and a

@@ -56,11 +56,11 @@ from raftcache.storage.wal import Wal
 from raftcache.telemetry.tracing import NO_TRACER, Tracer
 
 HOUSEKEEPING_TICKS = 10
+"""About once a second: a few unlinks, a look at the disk, and one fdatasync where something was written since."""
 STATE_FULL_PERCENT = 90
 STATE_ROOM_PERCENT = 85
 """Of `storage.map_bytes`. The rest is for what was taken already (`config.rules` compares the two), for deletes, which write
 too, and for pages that a checkpoint under way holds; lower to come back than to stop, so that nothing flickers."""
-"""About once a second: a few unlinks, a look at the disk, and one fdatasync where something was written since."""
 ROUNDS_PER_TURN_MAX = 4
 """Rounds of one turn: propose, persist, commit of a one-voter group, apply. The rest waits until the loop has done I/O."""
 

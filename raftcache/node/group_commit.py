@@ -19,6 +19,7 @@ from typing import Protocol
 
 from raftcache.clock import Clock
 from raftcache.errors import StorageFull
+from raftcache.kv.operations import puts_in
 from raftcache.node.observer import Observer
 from raftcache.node.replica import Replica
 from raftcache.node.settings import EngineSettings
@@ -148,7 +149,7 @@ class GroupCommit:
             self._wal.sync()
             took_ns = self._clock.monotonic_ns() - started_ns
 
-        proposed = sum(replica.requests_in(ready.entries) for replica, ready in group)
+        proposed = sum(len(batch) for replica, ready in group for batch in replica.proposed_in(ready.entries))
         self._off_loop(sync, lambda: self._synced(group, took_ns, span), others=self._in_flight() > proposed)
 
     def finish_turn(self) -> None:
@@ -244,7 +245,8 @@ class GroupCommit:
         entries = commands = size = 0
         for replica, ready in group:
             entries += len(ready.entries)
-            commands += replica.commands_in(ready.entries)
+            for batch in replica.proposed_in(ready.entries):
+                commands += sum(puts_in(request.operation) for request, _ in batch)
             for entry in ready.entries:
                 size += len(entry.data)
         self._observer.wrote(entries=entries, commands=commands, written_bytes=size)

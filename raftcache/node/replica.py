@@ -41,7 +41,6 @@ from raftcache.kv.operations import (
     Result,
     Scan,
     WriteResult,
-    puts_in,
 )
 from raftcache.kv.result_codec import error_of
 from raftcache.kv.slots import SHARD_WIDE
@@ -481,23 +480,10 @@ class Replica:
             or (self._reads and len(self._reads_in_flight) < self._settings.read_rounds_in_flight_max)
         )
 
-    def requests_in(self, entries: list[Entry]) -> int:
-        """How many requests that were proposed here these entries carry."""
-        found = 0
-        for entry in entries:
-            proposed = self._proposed.get(entry.index)
-            if proposed is not None and proposed[0] == entry.term:
-                found += len(proposed[1])
-        return found
-
-    def commands_in(self, entries: list[Entry]) -> int:
-        """How many commands that were proposed here these entries carry."""
-        found = 0
-        for entry in entries:
-            proposed = self._proposed.get(entry.index)
-            if proposed is not None and proposed[0] == entry.term:
-                found += sum(puts_in(request.operation) for request, _ in proposed[1])
-        return found
+    def proposed_in(self, entries: list[Entry]) -> list[list[Waiting]]:
+        """What was proposed here and is carried by these entries; a list for each such entry."""
+        proposed = [(entry.term, self._proposed.get(entry.index)) for entry in entries]
+        return [found[1] for term, found in proposed if found is not None and found[0] == term]
 
     def proposals_pending(self) -> int:
         return len(self._queue) + sum(len(batch) for _, batch in self._proposed.values())

@@ -31,6 +31,7 @@ from raftcache.node.directory import Directory, DirectoryNode, first_directory
 from raftcache.node.engine import Engine
 from raftcache.node.host import Host
 from raftcache.node.kinds import KIND_INIT
+from raftcache.node.observer import NoObserver
 from raftcache.node.replica import Replica
 from raftcache.node.settings import MS, EngineSettings
 from raftcache.raft.messages import InstallSnapshot, Message
@@ -57,7 +58,7 @@ class Ended(BaseException):
     """The process ended itself."""
 
 
-class Recorder:
+class Recorder(NoObserver):
     """An observer that remembers the events."""
 
     def __init__(self) -> None:
@@ -65,14 +66,6 @@ class Recorder:
 
     def event(self, name: str, **fields: object) -> None:
         self.events.append((name, fields))
-
-    def synced(self, took_ns: int) -> None: ...
-
-    def wrote(self, *, entries: int, commands: int, written_bytes: int) -> None: ...
-
-    def applied(self, took_ns: int, commands: int) -> None: ...
-
-    def committed(self, took_ns: int) -> None: ...
 
     def names(self) -> list[str]:
         return [name for name, _ in self.events]

@@ -19,6 +19,7 @@ from raftcache.kv.limits import KvLimits
 from raftcache.node.directory import DirectoryNode
 from raftcache.node.engine import Engine
 from raftcache.node.host import Host
+from raftcache.node.observer import NoObserver
 from raftcache.node.settings import MS
 from raftcache.server.home import DiskHome
 from raftcache.storage.data_directory import DataDirectory
@@ -60,7 +61,7 @@ class SimulatedClock:
         self._offset_ms += difference_ms
 
 
-class WorldObserver:
+class WorldObserver(NoObserver):
     """Counts what the engine tells, and writes it into the lanes."""
 
     __slots__ = ("_node",)
@@ -77,18 +78,6 @@ class WorldObserver:
         if world.lanes is not None:
             told = " ".join(str(fields[key]) for key in ("shard", "term", "leader", "index", "reason") if key in fields)
             world.note(self._node.node, f"{name} {told}")
-
-    def synced(self, took_ns: int) -> None:
-        del took_ns
-
-    def wrote(self, *, entries: int, commands: int, written_bytes: int) -> None:
-        del entries, commands, written_bytes
-
-    def applied(self, took_ns: int, commands: int) -> None:
-        del took_ns, commands
-
-    def committed(self, took_ns: int) -> None:
-        del took_ns
 
 
 class SimulatedNode:
