@@ -84,16 +84,12 @@ class FastFront:
         self.port = 0
         """The port that is listened on; 0 before `start`."""
         self._on_answered = on_answered
-        self._handlers = handlers
-        self._submits: dict[int, Callable[[list[Call]], None]] = {}
+        self.handlers = handlers
+        self._submits = handlers.attach(self)
         """By `id` of the service, which the handlers keep alive."""
-        self._calls: dict[int, list[Call]] = {}
+        self._calls: dict[int, list[Call]] = {service: [] for service in self._submits}
         """The unary calls of this turn, by service in the same way."""
-        for service in handlers.unary.values():
-            if id(service) not in self._submits:
-                self._submits[id(service)] = service.attach(self)
-                self._calls[id(service)] = []
-        self._health = Health((*self.services, READINESS), LIVENESS)
+        self._health = Health((*self.handlers.health_names, READINESS), LIVENESS)
         self.routes = self._all_routes()
         self.no_route = Route("unknown")
         self._connections: dict[FastConnection, None] = {}
@@ -114,13 +110,8 @@ class FastFront:
         self._touched: dict[FastConnection, None] = {}
         self._resumed: list[StreamCall] = []
 
-    @property
-    def services(self) -> tuple[str, ...]:
-        """The names under which the whole is known to the health service: "" and the services' own."""
-        return ("", *self._handlers.services)
-
     def _all_routes(self) -> dict[str, Route]:
-        handlers, health = self._handlers, self._health
+        handlers, health = self.handlers, self._health
         streams: dict[str, StreamService] = dict(handlers.streams) | health.streams()
         awaited: dict[str, AwaitedMethod] = dict(handlers.awaited) | health.awaited()
         if self.config.reflection:
@@ -165,7 +156,7 @@ class FastFront:
 
     async def set_serving(self, serving: bool, *names: str) -> None:
         """Sets the health of `names`; of the services, "" and readiness if none is given. Liveness is never tied to them."""
-        self._health.set(serving, names or (*self.services, READINESS))
+        self._health.set(serving, names or (*self.handlers.health_names, READINESS))
 
     async def stop(self, grace_s: float) -> None:
         """Says goodbye (GOAWAY), finishes what is in flight for up to `grace_s` seconds, cuts off the rest.
@@ -278,7 +269,7 @@ class FastFront:
             except Exception as error:  # noqa: BLE001 - the supervisor of handlers: one call's bug leaves no caller waiting
                 self.on_bug(error)
                 # Some of them may be on their way: those are answered twice, and the first answer counts.
-                refusal = self._handlers.refusal(RaftCacheError(BUG))
+                refusal = self.handlers.refusal(RaftCacheError(BUG))
                 self.deliver([(call, refusal) for call in batch])
         resumed, self._resumed = self._resumed, []
         for stream in resumed:
@@ -329,7 +320,7 @@ class FastFront:
     def overloaded(self) -> Refusal:
         """At `in_flight_max`."""
         limit = self.in_flight_max
-        return self._handlers.refusal(
+        return self.handlers.refusal(
             Overloaded(
                 f"this node has {self.in_flight} calls in flight; limits.in_flight_requests_max is {limit}: retry later",
                 metadata={"setting": "limits.in_flight_requests_max", "limit": str(limit)},
@@ -342,7 +333,7 @@ class FastFront:
         """Why no stream can be had now."""
         if self.in_flight >= self.in_flight_max:
             return self.overloaded()
-        return self._handlers.refusal(Unavailable("this node is stopping")) if self._stopping else None
+        return self.handlers.refusal(Unavailable("this node is stopping")) if self._stopping else None
 
     def open(self, call: StreamCall) -> None:
         """Begins a stream."""

@@ -169,3 +169,14 @@ class Handlers:
     streams: Mapping[str, StreamService] = field(default_factory=dict)
     services: tuple[str, ...] = ()
     """Full service names, for reflection and health."""
+
+    @property
+    def health_names(self) -> tuple[str, ...]:
+        """The names under which the whole is known to the health service: "" and the services' own."""
+        return ("", *self.services)
+
+    def attach(self, sink: CallSink) -> dict[int, Callable[[list[Call]], None]]:
+        """Connects a front to each of the unary services; what takes their calls, by the service's `id`."""
+        return {
+            id(service): service.attach(sink) for service in {id(each): each for each in self.unary.values()}.values()
+        }

@@ -102,14 +102,11 @@ class GrpcFront:
         gets what a handler raised, which it must not."""
         self._on_answered = on_answered
         self._on_bug = on_bug
-        self._handlers = handlers
+        self.handlers = handlers
         self._config = config
         self._clock = clock
-        self._submits: dict[int, Callable[[list[Call]], None]] = {}
+        self._submits = handlers.attach(self)
         """By `id` of the service, which the handlers keep alive."""
-        for service in handlers.unary.values():
-            if id(service) not in self._submits:
-                self._submits[id(service)] = service.attach(self)
         self._calls: dict[int, list[Call]] = {}
         """Calls of this loop turn, by service; empty = no flush is scheduled."""
         self._streams: set[_GrpcioStream] = set()
@@ -133,14 +130,14 @@ class GrpcFront:
         config = self._config
         server = grpc.aio.server(options=_options(config))
         self._health = health.aio.HealthServicer()
-        for name in (*self.services, READINESS):
+        for name in (*self.handlers.health_names, READINESS):
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         generic: list[grpc.GenericRpcHandler] = [_Methods(self._method_handlers())]
         registry = _GenericOnly(generic)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, registry)
         if config.reflection:
-            names = (*self._handlers.services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (*self.handlers.services, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
                 reflection.aio.ReflectionServicer(names), registry
             )
@@ -158,15 +155,10 @@ class GrpcFront:
         await server.start()
         self._server = server
 
-    @property
-    def services(self) -> tuple[str, ...]:
-        """The names under which the whole is known to the health service: "" and the services' own."""
-        return ("", *self._handlers.services)
-
     async def set_serving(self, serving: bool, *names: str) -> None:
         """Sets the health of `names`; of the services, "" and readiness if none is given. Liveness is never tied to them."""
         status = health_pb2.HealthCheckResponse
-        for name in names or (*self.services, READINESS):
+        for name in names or (*self.handlers.health_names, READINESS):
             await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:
@@ -202,16 +194,16 @@ class GrpcFront:
             except Exception as error:  # noqa: BLE001 - the supervisor of handlers: one call's bug leaves no caller waiting
                 self._on_bug(error)
                 # Some of them may be on their way: those are answered twice, and the first answer counts.
-                refusal = self._handlers.refusal(RaftCacheError(BUG))
+                refusal = self.handlers.refusal(RaftCacheError(BUG))
                 self.deliver([(call, refusal) for call in batch])
 
     def _method_handlers(self) -> dict[str, _MethodHandler]:
         handlers: dict[str, _MethodHandler] = {}
-        for method, service in self._handlers.unary.items():
+        for method, service in self.handlers.unary.items():
             handlers[method] = grpc.unary_unary_rpc_method_handler(self._unary(method, service))
-        for method, awaited in self._handlers.awaited.items():
+        for method, awaited in self.handlers.awaited.items():
             handlers[method] = grpc.unary_unary_rpc_method_handler(self._awaited(method, awaited))
-        for method, streamed in self._handlers.streams.items():
+        for method, streamed in self.handlers.streams.items():
             handlers[method] = grpc.stream_stream_rpc_method_handler(self._stream(method, streamed))
         return handlers
 
@@ -265,7 +257,7 @@ class GrpcFront:
 
     def _overloaded(self) -> Refusal:
         limit = self._config.in_flight_max
-        return self._handlers.refusal(
+        return self.handlers.refusal(
             Overloaded(
                 f"this node has {self._in_flight} calls in flight; limits.in_flight_requests_max is {limit}: retry later",
                 metadata={"setting": "limits.in_flight_requests_max", "limit": str(limit)},
@@ -284,7 +276,7 @@ class GrpcFront:
             if self._in_flight >= self._config.in_flight_max:
                 await self._refuse(context, self._overloaded())
             if self._stopping:
-                await self._refuse(context, self._handlers.refusal(Unavailable("this node is stopping")))
+                await self._refuse(context, self.handlers.refusal(Unavailable("this node is stopping")))
             stream = _GrpcioStream(self._on_bug)
             stream.open(service.open(self._call(method, b"", context), stream))
             self._streams.add(stream)

@@ -371,7 +371,7 @@ class NodeProcess:
             now = (host.engine is not None, all(check.ok for check in checks))
             if now != told:
                 told = now
-                await front.set_serving(now[0], *front.services)
+                await front.set_serving(now[0], *front.handlers.health_names)
                 await front.set_serving(now[1], READINESS)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEALTH_SECONDS):
