@@ -106,9 +106,10 @@ class Network:
         self.links.clear()
 
 
-def worsen(links: Iterable[Link], *, change: Callable[[Conditions], None]) -> None:
-    """Changes both directions of some links."""
+def worsen(links: Iterable[Link], **conditions: float) -> None:
+    """Sets these of the `Conditions` in both directions of some links; the others stay as they are."""
     for link in links:
-        change(link.forward)
-        change(link.backward)
+        for direction in (link.forward, link.backward):
+            for name, value in conditions.items():
+                setattr(direction, name, value)
         link.changed()

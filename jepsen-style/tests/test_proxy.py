@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from faults.network import CLIENTS, Network, worsen
-from faults.proxy import Conditions, Link
+from faults.proxy import Link
 
 SECONDS = 10.0
 """To wait for what must happen."""
@@ -241,10 +241,6 @@ async def test_a_blocked_pair_of_nodes_is_blocked_in_one_direction_on_both_their
 
 def test_a_change_of_a_link_is_a_change_of_both_directions() -> None:
     """`worsen` is for what has no direction."""
-
-    def slow(conditions: Conditions) -> None:
-        conditions.delay_ms = 7
-
     link = Link("x", ("127.0.0.1", 1), random.Random(1), asyncio.TaskGroup())
-    worsen([link], change=slow)
+    worsen([link], delay_ms=7)
     assert (7, 7) == (link.forward.delay_ms, link.backward.delay_ms)

@@ -6,9 +6,9 @@ witness check's to say, by replaying them.
 
 from collections.abc import Mapping, Sequence
 
-from faults.checkers.calls import NotJudged, by_key, merge_attempts
+from faults.checkers.calls import NotJudged, by_key, judged_by_key, merge_attempts
 from faults.checkers.models import accounts, transfer
-from faults.checkers.verdict import Budget, Verdict, ok, unknown, violation
+from faults.checkers.verdict import Budget, Verdict, ok, unknown
 from faults.history import Op
 
 
@@ -16,16 +16,10 @@ def check_bank(history: Sequence[Op], *, budget: Budget | None = None) -> Verdic
     """Each snapshot adds up to what the bank was opened with, without debts and without accounts from nowhere."""
     del budget
     keys = by_key(merge_attempts(history))
-    snapshots = 0
-    for key, ops in keys.items():
-        try:
-            found = _judge(ops)
-        except NotJudged as error:
-            return unknown("bank", f"key {key}: {error}")
-        if found is not None:
-            reason, proof = found
-            return violation("bank", f"{reason} (key {key})", proof)
-        snapshots += sum(op.ok and op.op == "read" for op in ops)
+    verdict = judged_by_key("bank", keys, _judge)
+    if verdict is not None:
+        return verdict
+    snapshots = sum(op.ok and op.op == "read" for ops in keys.values() for op in ops)
     if not snapshots:
         return unknown("bank", "no snapshot was read")
     return ok("bank", f"{snapshots} snapshots add up", snapshots=snapshots, keys=len(keys))

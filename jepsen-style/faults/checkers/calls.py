@@ -19,6 +19,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
+from faults.checkers.verdict import Verdict, unknown, violation
 from faults.history import Op
 
 State: TypeAlias = int
@@ -160,3 +161,21 @@ def _first_seen(calls: Sequence[Call], names: set[Hashable], only: Mapping[Hasha
                 if only[name].end == NEVER:
                     todo.append((only[name], bound))
     return bounds
+
+
+def judged_by_key(
+    checker: str, keys: Mapping[str, Sequence[Op]], judge: Callable[[Sequence[Op]], tuple[str, list[Op]] | None]
+) -> Verdict | None:
+    """The verdict of the first key that is not ok; None where all are. `judge` gives a reason and its proof, or nothing.
+
+    A key that it cannot judge (`NotJudged`) is unknown.
+    """
+    for key, ops in keys.items():
+        try:
+            found = judge(ops)
+        except NotJudged as error:
+            return unknown(checker, f"key {key}: {error}")
+        if found is not None:
+            reason, proof = found
+            return violation(checker, f"{reason} (key {key})", proof)
+    return None

@@ -10,10 +10,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from faults.checkers.calls import NotJudged, by_key, merge_attempts
+from faults.checkers.calls import NotJudged, by_key, judged_by_key, merge_attempts
 from faults.checkers.models import number
 from faults.checkers.realtime import preceded
-from faults.checkers.verdict import Budget, Verdict, ok, unknown, violation
+from faults.checkers.verdict import Budget, Verdict, ok, unknown
 from faults.history import Op
 
 PROOF_MAX = 6
@@ -24,17 +24,11 @@ def check_counter(history: Sequence[Op], *, budget: Budget | None = None) -> Ver
     """Each read and each increment's answer is within the bounds that the increments allow."""
     del budget
     keys = by_key(merge_attempts(history))
-    counted = unknowns = 0
-    for key, ops in keys.items():
-        try:
-            found = _judge(ops)
-        except NotJudged as error:
-            return unknown("counter", f"key {key}: {error}")
-        if found is not None:
-            reason, proof = found
-            return violation("counter", f"{reason} (key {key})", proof)
-        counted += sum(op.ok and op.op == "increment" for op in ops)
-        unknowns += sum(op.status == "info" and op.op == "increment" for op in ops)
+    verdict = judged_by_key("counter", keys, _judge)
+    if verdict is not None:
+        return verdict
+    increments = [op for ops in keys.values() for op in ops if op.op == "increment"]
+    counted, unknowns = sum(op.ok for op in increments), sum(op.status == "info" for op in increments)
     if not any(op.ok and op.result is not None for ops in keys.values() for op in ops):
         return unknown("counter", "no answer carries a number")
     return ok(

@@ -2,9 +2,9 @@
 
 from collections.abc import Hashable, Sequence
 
-from faults.checkers.calls import NEVER, NotJudged, by_key, merge_attempts
+from faults.checkers.calls import NEVER, NotJudged, by_key, judged_by_key, merge_attempts
 from faults.checkers.models import elements, name_of
-from faults.checkers.verdict import Budget, Verdict, ok, unknown, violation
+from faults.checkers.verdict import Budget, Verdict, ok, unknown
 from faults.history import Op
 
 
@@ -15,17 +15,11 @@ def check_set(history: Sequence[Op], *, budget: Budget | None = None) -> Verdict
     """
     del budget
     keys = by_key(merge_attempts(history))
-    reads = adds = 0
-    for key, ops in keys.items():
-        try:
-            found = _judge(ops)
-        except NotJudged as error:
-            return unknown("set", f"key {key}: {error}")
-        if found is not None:
-            reason, proof = found
-            return violation("set", f"{reason} (key {key})", proof)
-        reads += sum(op.ok and op.op in ("read", "list") for op in ops)
-        adds += sum(op.ok and op.op == "add" for op in ops)
+    verdict = judged_by_key("set", keys, _judge)
+    if verdict is not None:
+        return verdict
+    reads = sum(op.ok and op.op in ("read", "list") for ops in keys.values() for op in ops)
+    adds = sum(op.ok and op.op == "add" for ops in keys.values() for op in ops)
     if not reads:
         return unknown("set", "nothing was read")
     return ok("set", f"{adds} added elements are where they belong", adds=adds, reads=reads, keys=len(keys))

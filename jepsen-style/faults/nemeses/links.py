@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterable
 
 from faults.nemeses.nemesis import nemesis
 from faults.network import worsen
-from faults.proxy import Conditions, Link
+from faults.proxy import Link
 from faults.scene import Scene
 
 
@@ -27,11 +27,7 @@ def _some_links(scene: Scene) -> list[Link]:
 async def flaky_links(scene: Scene) -> AsyncIterator[str]:
     """Connections are reset again and again, mostly in the middle of a frame."""
     links, chance = _some_links(scene), scene.between(0.005, 0.1)
-
-    def cut(conditions: Conditions) -> None:
-        conditions.cut_chance = chance
-
-    worsen(links, change=cut)
+    worsen(links, cut_chance=chance)
     async for said in _bad(scene, links, f"{len(links)} links, {chance:.1%} of the chunks"):
         yield said
 
@@ -40,11 +36,7 @@ async def flaky_links(scene: Scene) -> AsyncIterator[str]:
 async def slow_links(scene: Scene) -> AsyncIterator[str]:
     """Bytes arrive late, and not evenly."""
     links, delay, jitter = _some_links(scene), scene.between(20, 300), scene.between(0, 300)
-
-    def slow(conditions: Conditions) -> None:
-        conditions.delay_ms, conditions.jitter_ms = delay, jitter
-
-    worsen(links, change=slow)
+    worsen(links, delay_ms=delay, jitter_ms=jitter)
     async for said in _bad(scene, links, f"{len(links)} links, {delay:.0f} ms and up to {jitter:.0f}"):
         yield said
 
@@ -53,11 +45,7 @@ async def slow_links(scene: Scene) -> AsyncIterator[str]:
 async def narrow_links(scene: Scene) -> AsyncIterator[str]:
     """Links with little bandwidth."""
     links, rate = _some_links(scene), scene.between(4_000, 60_000)
-
-    def narrow(conditions: Conditions) -> None:
-        conditions.bytes_per_second = rate
-
-    worsen(links, change=narrow)
+    worsen(links, bytes_per_second=rate)
     async for said in _bad(scene, links, f"{len(links)} links, {rate / 1000:.0f} kB/s"):
         yield said
 
