@@ -162,6 +162,8 @@ class Engine:
         self._on_directory = on_directory
         self._directory_kept = True
         self._touched: dict[ReplicaId, Replica] = {}
+        self._held: dict[ReplicaId, Replica] = {}
+        """Leaders with writes that came during a sync: proposed when it ends, they are one group, on every node's disk."""
         self._backlog: dict[ReplicaId, Replica] = {}
         """Replicas with more to apply than the page that this turn applied."""
         self._turn_scheduled = False
@@ -275,6 +277,9 @@ class Engine:
         if self._closed:
             return
         self.router.try_due()
+        if self._held and not self.commit.syncing:
+            self._touched |= self._held
+            self._held.clear()
         for _ in range(ROUNDS_PER_TURN_MAX):
             if not self._touched:
                 break
@@ -304,7 +309,10 @@ class Engine:
             return None
         try:
             if replica.leads:
-                replica.propose(now_ns, wall_ms)
+                if not self.commit.syncing:
+                    replica.propose(now_ns, wall_ms)
+                elif replica.holds_unproposed():
+                    self._held[replica.replica_id] = replica
                 replica.ask_read_index()
             if replica.unplaced or not replica.leads:
                 released = replica.release_unproposed()

@@ -135,6 +135,7 @@ class Lifecycle:
                     uncommitted_bytes_max=settings.uncommitted_bytes_max,
                     committed_bytes_max_per_ready=settings.committed_bytes_per_ready,
                     reads_pending_max=settings.reads_pending_max,
+                    push_commits=settings.push_commits,
                 ),
                 log,
                 hard_state=engine.wal.hard_state(replica_id),

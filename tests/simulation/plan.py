@@ -178,6 +178,7 @@ def _settings(draw: random.Random) -> EngineSettings:
         reads_pending_max=draw.choice([2, 1024]),
         snapshots_out_max=draw.choice([1, 2]),
         learner_lag_entries_max=draw.choice([0, 64]),
+        push_commits=draw.choice([True, False]),
     )
 
 
