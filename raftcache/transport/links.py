@@ -86,9 +86,9 @@ class Link:
         self.round_trip_ns = 0
         """Smoothed over the last eight pings or so; 0 = not known yet."""
         self.error = ""
+        """Why the last dial or connection failed."""
         self._reported = ""
         """The last failure that was told; another is told again."""
-        """Why the last dial or connection failed."""
         self.outbox = Outbox(bulk_bytes_max=local.settings.bulk_bytes_max, call_bytes_max=local.settings.call_bytes_max)
         self.traffic = local.traffic_of(node)
         self._local = local
@@ -96,7 +96,7 @@ class Link:
         self._dialed: Address | None = None
         self._on_idle = on_idle
         """Errands only: called when the last request ended."""
-        self._peer = f"node {node}" if node != ANY_NODE else "the node at this address"
+        self._peer = f"node {node}" if node != ANY_NODE else f"the node at {_shown(address())}"
         self._waiting = WaitingRequests(self._peer, count_max=local.settings.requests_in_flight_max)
         self._connection: Connection | None = None
         self._dialing: asyncio.Task[None] | None = None
@@ -404,3 +404,9 @@ class Link:
         if self.node != ANY_NODE and was_connected:
             self._local.report("peer_disconnected", peer=self.node, error=self.error)
             self._local.handler.on_disconnected(self.node)
+
+
+def _shown(address: Address | None) -> str:
+    """For a person: IPv6 addresses stand in brackets."""
+    host, port = address or ("nowhere", 0)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

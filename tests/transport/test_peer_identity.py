@@ -1,5 +1,6 @@
 """Real connections on loopback: who gets in, and who is turned away with which words."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -206,8 +207,9 @@ async def test_bare_address_answers_whoever_lives_there() -> None:
         answer = await outcome(lambda done: ask(two.address, KIND_IDENTIFY, b"who", done, soon_ns()))
         assert answer == b"answer to who"
         assert one.network.status() == []
-        with pytest.raises(Unavailable):
-            await outcome(lambda done: ask(("127.0.0.1", 1), KIND_IDENTIFY, b"who", done, soon_ns()))
+        for nobody, shown in ((("127.0.0.1", 1), "127.0.0.1:1"), (("::1", 1), "[::1]:1")):
+            with pytest.raises(Unavailable, match=re.escape(f"the node at {shown} is not reachable")):
+                await outcome(lambda done, to=nobody: ask(to, KIND_IDENTIFY, b"who", done, soon_ns()))
         answer = await outcome(lambda done: ask(one.address, KIND_IDENTIFY, b"me", done, soon_ns()))
         assert answer == b"answer to me", "`init` names all first members, this node among them"
 
