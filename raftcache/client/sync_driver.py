@@ -4,6 +4,7 @@ One `SyncDriver` belongs to one process: a forked child makes its own, and lets 
 """
 
 import os
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,12 +38,28 @@ def new_core(options: Options, new_waiter: Callable[[], Any]) -> Core:
 
 
 def credentials_of(tls: Tls) -> grpc.ChannelCredentials:
-    """gRPC's credentials from the files. Raises: `ConfigError` for one that cannot be read."""
+    """gRPC's credentials from the files. Raises: `ConfigError` for one that cannot be read, or is not what it should be."""
     try:
         ca, cert, key = (Path(path).expanduser().read_bytes() if path else None for path in (tls.ca, tls.cert, tls.key))
     except OSError as error:
         raise ConfigError(f"cannot read {error.filename!r} for TLS: {error.strerror}") from error
+    _check(tls)
     return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
+
+
+def _check(tls: Tls) -> None:
+    """gRPC would go on with files that it cannot use, and fail at every connection. Raises: `ConfigError`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if tls.ca is not None:
+        try:
+            context.load_verify_locations(Path(tls.ca).expanduser())
+        except ssl.SSLError as error:
+            raise ConfigError(f"{tls.ca!r} has no certificate of an authority in PEM form") from error
+    if tls.cert is not None and tls.key is not None:
+        try:
+            context.load_cert_chain(Path(tls.cert).expanduser(), Path(tls.key).expanduser(), password="")
+        except ssl.SSLError as error:
+            raise ConfigError(f"{tls.cert!r} and {tls.key!r} are no certificate and its key in PEM form") from error
 
 
 class SyncDriver:

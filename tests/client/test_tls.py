@@ -76,3 +76,20 @@ def test_files_that_cannot_be_read_are_named(endpoint: str, tls: Tls) -> None:
             rc.ping()
     with pytest.raises(ConfigError, match="key"):
         Tls(cert="me.pem")
+
+
+def test_files_that_are_something_else_are_named_before_anybody_is_dialled(tls: Tls, tmp_path: Path) -> None:
+    """gRPC would take them, and fail at each connection until the deadline."""
+    (tmp_path / "note.txt").write_text("no certificate")
+    note = str(tmp_path / "note.txt")
+    for wrong, named in (
+        (replace(tls, ca=note), r"note\.txt' has no certificate of an authority"),
+        (replace(tls, cert=note), r"note\.txt' and '.*client\.key' are no certificate and its key"),
+        (
+            replace(tls, key=str(tmp_path / "node.key")),
+            r"client\.pem' and '.*node\.key' are no certificate and its key",
+        ),
+    ):
+        with Client("127.0.0.1:1", tls=wrong) as rc:
+            with pytest.raises(ConfigError, match=named):
+                rc.ping()
