@@ -4,13 +4,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from raftcache.cli.exits import Exit, Failure
 from raftcache.cli.options import Target, patient, target_options
-from raftcache.cli.output import JSON, output_option, write_json
-from raftcache.ids import SHARDS_MAX
+from raftcache.cli.output import JSON, note, output_option, write_json
+from raftcache.ids import CATALOG_SHARD, SHARDS_MAX
 
 if TYPE_CHECKING:
+    from raftcache.admin.v1 import admin_pb2
     from raftcache.cli.admin import AdminClient
 
 INIT_SECONDS = 60.0
@@ -58,10 +60,15 @@ def init(
         raise click.UsageError(f"{twice[0]} stands twice among the peers")
     one = patient(ctx, replace(target, endpoints=target.endpoints[:1]), INIT_SECONDS)
     with reported(writes=True), AdminClient(one) as admin:
-        identity = _existing(admin, wanted)
-        made = identity == 0
-        if made:
+        existing = _existing(admin, wanted)
+        if existing is None:
             identity = admin.init(admin_pb2.InitRequest(peer_addresses=wanted, shards=shards)).cluster
+        else:
+            identity = existing.cluster
+            found = sum(shard.shard != CATALOG_SHARD for shard in existing.shards)
+            if found != shards and ctx.get_parameter_source("shards") is not ParameterSource.DEFAULT:
+                note(f"the cluster has {found} shards, not {shards}; their number stays")
+    made = existing is None
     if output == JSON:
         write_json("init", {"cluster": str(identity), "made": made})
     elif made:
@@ -70,17 +77,17 @@ def init(
         click.echo(f"these nodes are cluster {identity} already; nothing was changed")
 
 
-def _existing(admin: "AdminClient", wanted: list[str]) -> int:
-    """The cluster that these very nodes are already; 0 if the node is in none. Raises: `Failure` if it is another one."""
+def _existing(admin: "AdminClient", wanted: list[str]) -> "admin_pb2.GetClusterResponse | None":
+    """The cluster that these very nodes are in already; None if the node is in none. Raises: `Failure` if it is another one."""
     try:
         cluster = admin.cluster()
     except Failure as failure:
         if "does not belong to a cluster" in failure.message:
-            return 0
+            return None
         raise
     members = {node.peer_address for node in cluster.nodes}
     if set(wanted) <= members:
-        return cluster.cluster
+        return cluster
     strangers = ", ".join(sorted(set(wanted) - members))
     raise Failure(
         f"this node belongs to cluster {cluster.cluster} already, and {strangers} to another one or to none",

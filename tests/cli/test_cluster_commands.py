@@ -211,6 +211,8 @@ def test_init_of_a_cluster_that_is_there_changes_nothing(run: Run, admin: FakeAd
     peers = ",".join(node.peer_address for node in small_cluster().nodes)
     result = run("init", "--endpoint", admin.address, "--peers", peers, "-o", "json")
     assert {"schema": "raftcache.init/v1", "cluster": str(CLUSTER), "made": False} == json.loads(result.stdout)
+    result = run("init", "--endpoint", admin.address, "--peers", peers, "--shards", "5")
+    assert (Exit.OK, "the cluster has 1 shards, not 5; their number stays\n") == (result.exit_code, result.stderr)
     result = run("init", "--endpoint", admin.address, "--peers", f"{peers},x:1")
     assert Exit.PRECONDITION == result.exit_code
     assert "raftcache node join" in result.stderr
