@@ -384,7 +384,9 @@ def ps(ctx: click.Context, tag: str | None, output: str) -> None:
             click.echo()
         kept = "temporary" if cluster.ephemeral else "kept"
         watched = "in the foreground" if _is_watched(cluster) else "detached"
-        click.echo(f"{cluster.tag}: {cluster.shards} shards, {watched}, data {kept} in {cluster.directory}")
+        click.echo(
+            f"{cluster.tag}: {cluster.shards} shard{'s'[: cluster.shards > 1]}, {watched}, data {kept} in {cluster.directory}"
+        )
         rows = [
             (node.name, node.state, _pid(node), node.client, f"http://{node.admin}/metrics") for node in cluster.nodes
         ]

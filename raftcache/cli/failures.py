@@ -43,7 +43,6 @@ HINTS: dict[str, str] = {
     "DEADLINE_EXPIRED": _LATER,
     "DEADLINE_EXCEEDED": _LATER,
     "UNAUTHENTICATED": "name a client certificate with --tls-cert and --tls-key",
-    "CROSS_SLOT": "give the keys a common part in braces, as in {user7}.name and {user7}.mail",
 }
 
 _Value = TypeVar("_Value")

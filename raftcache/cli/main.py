@@ -7,6 +7,7 @@ Rules of this file:
   as something else. Binary values come by file or pipe, binary keys in base64.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,11 @@ COMMANDS: Table = {
 """Heading -> command -> where it is, and what it does."""
 
 
+UNWRITABLE = {errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}
+"""What becomes of a write to standard output that cannot be made. A pipe that nobody reads any more is left to click, which
+ends the command without a word."""
+
+
 class Root(click.Group):
     """Finds subcommands by the table, and turns errors into exit codes."""
 
@@ -85,8 +91,19 @@ class Root(click.Group):
                 formatter.write_dl([(name, about) for name, (_, about) in commands.items()])
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        # Read when gRPC is first imported. Its own lines, in a form of their own, would stand among a command's words and
+        # a node's JSON; each failed handshake with a stranger is one.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         given = list(sys.argv[1:] if args is None else args)
-        return super().main(given, *rest, **options)
+        try:
+            return super().main(given, *rest, **options)
+        except OSError as error:
+            if error.filename is not None or error.errno not in UNWRITABLE:
+                raise
+            Failure(f"standard output cannot be written: {error.strerror}; what was asked for may be done").show()
+            # What could not be written would be tried again at the interpreter's end.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the end
+            sys.exit(Exit.FAILURE)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for number, argument in enumerate(args, 1):

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import click
 
+from raftcache.cli.exits import Failure
+
 TABLE, JSON = "table", "json"
 
 Document = dict[str, Any]
@@ -95,6 +97,8 @@ def _escaped_character(character: str) -> str:
 
 def write_value(value: bytes) -> None:
     """A value: on a terminal as text, elsewhere exactly its bytes and nothing more."""
+    if sys.stdout is None:
+        raise Failure("there is no standard output to write the value to")
     if not sys.stdout.isatty():
         sys.stdout.buffer.write(value)
         sys.stdout.buffer.flush()

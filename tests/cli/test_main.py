@@ -108,6 +108,24 @@ def test_ctrl_c_ends_with_the_shells_code(run: Run, monkeypatch: pytest.MonkeyPa
     assert Exit.INTERRUPTED == run("status").exit_code
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["config", "sample"], ["config", "show", "-o", "json"]])
+def test_an_answer_that_cannot_be_written_is_a_failure_in_one_line(arguments: list[str]) -> None:
+    """A full disk behind `>`: exit code 1 and the reason, no traceback."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "raftcache.cli", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert Exit.FAILURE == done.returncode, done.stderr
+    assert done.stderr.startswith("raftcache: standard output cannot be written: No space left on device")
+    assert 1 == done.stderr.count("\n"), done.stderr
+
+
+def test_what_nobody_reads_to_its_end_ends_without_a_word() -> None:
+    """As in `raftcache config sample | head -1`."""
+    line = f"{sys.executable} -m raftcache.cli config sample | head -1"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
+    assert (1, "") == (done.stdout.count("\n"), done.stderr)
+
+
 def test_no_cluster_anywhere_says_how_to_get_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 4, with the two ways to go on."""
     monkeypatch.setattr("raftcache.cli.endpoints.DEFAULT_ENDPOINT", "127.0.0.1:9")

@@ -110,6 +110,8 @@ def test_client_that_cannot_prove_itself_is_refused(cluster: Cluster, ours: Path
         refusal = refused(lambda: stub.Get(kv_pb2.GetRequest(key=b"a"), timeout=10))
     assert grpc.StatusCode.UNAVAILABLE is refusal.code
     assert handled == node.metric("raftcache_rpc_handled_total", method="Get")
+    # A stranger's failed handshakes put nothing of gRPC's own among the node's lines.
+    assert [] == [line for line in node.log.read_text().splitlines() if not line.startswith("{")]
 
 
 def test_client_does_not_take_a_stranger_for_the_cluster(cluster: Cluster, theirs: Path) -> None:
