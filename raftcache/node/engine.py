@@ -313,7 +313,7 @@ class Engine:
                     replica.propose(now_ns, wall_ms)
                 elif replica.holds_unproposed():
                     self._held[replica.replica_id] = replica
-                replica.ask_read_index()
+                replica.ask_read_index(now_ns)
             if replica.unplaced or not replica.leads:
                 released = replica.release_unproposed()
                 if released:

@@ -156,6 +156,7 @@ class Lifecycle:
             machine=machine,
             settings=settings,
             answer=engine.router.settle,
+            observer=engine.observer,
         )
         if self._tracer.active:
             replica.traces = EntryTraces(self._tracer, shard)

@@ -28,6 +28,14 @@ class Observer(Protocol):
         """One commit of a live state took this long."""
         ...
 
+    def replicated(self, took_ns: int) -> None:
+        """An entry that was proposed here was committed so long after; told of one entry of a shard at a time."""
+        ...
+
+    def confirmed(self, took_ns: int) -> None:
+        """A round of reads got its index so long after it began; told of one round of a shard at a time."""
+        ...
+
 
 class NoObserver:
     """Tells nobody."""
@@ -47,4 +55,10 @@ class NoObserver:
         del took_ns, commands
 
     def committed(self, took_ns: int) -> None:
+        del took_ns
+
+    def replicated(self, took_ns: int) -> None:
+        del took_ns
+
+    def confirmed(self, took_ns: int) -> None:
         del took_ns

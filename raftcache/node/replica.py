@@ -45,6 +45,7 @@ from raftcache.kv.operations import (
 from raftcache.kv.result_codec import error_of
 from raftcache.kv.slots import SHARD_WIDE
 from raftcache.node.api import Reply, ReplySink, Request
+from raftcache.node.observer import Observer
 from raftcache.node.settings import MS, EngineSettings
 from raftcache.node.tracing import EntryTraces
 from raftcache.raft.core import Raft
@@ -57,6 +58,8 @@ Waiting = tuple[Request, ReplySink]
 
 Answer = Callable[[Request, ReplySink, Reply], None]
 """Hands a reply to the engine's outbox."""
+
+NOTHING_TIMED = (Index(0), Term(0), 0)
 
 
 class Replica:
@@ -73,6 +76,7 @@ class Replica:
         machine: Machine | None,
         settings: EngineSettings,
         answer: Answer,
+        observer: Observer,
     ) -> None:
         self.shard = shard
         self.replica_id = replica_id
@@ -113,6 +117,7 @@ class Replica:
         """Set by the engine where tracing is on."""
         self._settings = settings
         self._answer = answer
+        self._observer = observer
         self._queue: deque[Waiting] = deque()
         self._proposed: dict[Index, tuple[Term, list[Waiting]]] = {}
         """By the index that was proposed. Those of an older term wait for what will be committed there in their place."""
@@ -123,6 +128,10 @@ class Replica:
         self._in_hand: list[Waiting] = []
         """Taken out of their queue by a method and not placed or answered yet: where that raises, `abandon` finds them."""
         self._next_context = 1
+        self._timed_entry: tuple[Index, Term, int] = NOTHING_TIMED
+        """One of the entries in flight, and when it was proposed: a sample, so that no entry costs more for it."""
+        self._timed_round: tuple[int, int] = (0, 0)
+        """The same of a round of reads: its context, and when it began."""
         self._time_base: tuple[Term, int, int] = (Term(0), 0, 0)
         self._heard: tuple[Index, int] = (Index(0), 0)
         """The leader's commit index as last heard, and when; level once apply has reached it."""
@@ -176,6 +185,8 @@ class Replica:
                 continue
             self._give_up_proposal(index)
             self._proposed[index] = (term, batch)
+            if self._timed_entry[1] != term:
+                self._timed_entry = (index, term, now_ns)
             self._in_hand = []
             if self.traces is not None:
                 self.traces.proposed(index, [request for request, _ in batch])
@@ -241,7 +252,7 @@ class Replica:
             if not request.answered:
                 self._refuse(request, sink, unknown)
 
-    def ask_read_index(self) -> None:
+    def ask_read_index(self, now_ns: int) -> None:
         """Thesis §6.4: one round confirms leadership for every read that waits now."""
         if not self._reads or len(self._reads_in_flight) >= self._settings.read_rounds_in_flight_max:
             return
@@ -257,6 +268,8 @@ class Replica:
         except (NotLeader, Unavailable):
             self.unplaced = True
             return
+        if self._timed_round[0] not in self._reads_in_flight:
+            self._timed_round = (context, now_ns)
         self._reads_in_flight[context], self._reads = self._reads, []
 
     def _shard_time(self, now_ns: int, wall_ms: int) -> int:
@@ -277,6 +290,7 @@ class Replica:
     def take(self, ready: Ready, now_ns: int) -> None:
         """Applies what is committed and serves what may be read. Raises: `Corruption`, `StateLost` (the state is gone)."""
         if ready.committed:
+            self._time_commit(ready.committed[-1].index, now_ns)
             self._apply(ready.committed)
         for context in ready.reads_dropped:
             for request, sink in self._reads_in_flight.pop(context, ()):
@@ -284,9 +298,17 @@ class Replica:
                     request, sink, NotLeader(f"shard {self.shard}: leadership was lost before the read was confirmed")
                 )
         if ready.read_states:
-            self._hold_reads(ready.read_states)
+            self._hold_reads(ready.read_states, now_ns)
         if self._reads_ready:
             self._serve_reads(now_ns)
+
+    def _time_commit(self, through: Index, now_ns: int) -> None:
+        index, term, began_ns = self._timed_entry
+        if term and through >= index:
+            # What is committed there in another term is not what was timed.
+            if term == self.raft.term:
+                self._observer.replicated(now_ns - began_ns)
+            self._timed_entry = NOTHING_TIMED
 
     def _apply(self, entries: list[Entry]) -> None:
         machine = self.machine
@@ -353,8 +375,10 @@ class Replica:
                     found.append(WriteResult(Revision(revision)))
         return found
 
-    def _hold_reads(self, read_states: list[ReadState]) -> None:
+    def _hold_reads(self, read_states: list[ReadState], now_ns: int) -> None:
         for read_state in read_states:
+            if read_state.context == self._timed_round[0]:
+                self._observer.confirmed(now_ns - self._timed_round[1])
             reads = self._reads_in_flight.pop(read_state.context, None)
             if reads:
                 self._reads_ready.append((read_state.index, reads))

@@ -43,6 +43,8 @@ class Metrics:
         "checkpoints",
         "lmdb_commit_seconds",
         "loop_lag",
+        "raft_commit_seconds",
+        "read_index_seconds",
         "registry",
         "snapshots_received",
         "snapshots_sent",
@@ -60,6 +62,8 @@ class Metrics:
         self.wal_fsync_commands = _histogram(names.WAL_FSYNC_COMMANDS, registry)
         self.wal_write_bytes = _counter(names.WAL_WRITE_BYTES, registry)
         self.apply_seconds = _histogram(names.APPLY_SECONDS, registry)
+        self.raft_commit_seconds = _histogram(names.RAFT_COMMIT_SECONDS, registry)
+        self.read_index_seconds = _histogram(names.READ_INDEX_SECONDS, registry)
         self.lmdb_commit_seconds = _histogram(names.LMDB_COMMIT_SECONDS, registry)
         self.loop_lag = _histogram(names.LOOP_LAG, registry)
         self.checkpoints = _bound(names.CHECKPOINTS, registry, "ok", "failed")

@@ -179,6 +179,13 @@ WAL_FSYNC_SECONDS = _seconds("raftcache_wal_fsync_duration_seconds", "Duration o
 WAL_FSYNC_ENTRIES = _numbers("raftcache_wal_fsync_entries", "Log entries made durable by one fdatasync.")
 WAL_FSYNC_COMMANDS = _numbers("raftcache_wal_fsync_commands", "Commands made durable by one fdatasync.")
 WAL_WRITE_BYTES = _counter("raftcache_wal_write_bytes_total", "Bytes written to the log.")
+RAFT_COMMIT_SECONDS = _seconds(
+    "raftcache_raft_commit_duration_seconds", "From an entry's proposal to its commit; one entry of a shard at a time."
+)
+READ_INDEX_SECONDS = _seconds(
+    "raftcache_raft_read_index_duration_seconds",
+    "Until a majority confirmed the leader for waiting reads; one round of a shard at a time.",
+)
 APPLY_SECONDS = _seconds("raftcache_raft_apply_duration_seconds", "Duration of applying what one turn committed.")
 LMDB_COMMIT_SECONDS = _seconds("raftcache_lmdb_commit_duration_seconds", "Duration of one commit of a live state.")
 

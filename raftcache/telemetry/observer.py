@@ -51,3 +51,11 @@ class TelemetryObserver:
     def committed(self, took_ns: int) -> None:
         """One commit of a live state took this long."""
         self._metrics.lmdb_commit_seconds.observe(took_ns / NS_PER_SECOND)
+
+    def replicated(self, took_ns: int) -> None:
+        """An entry that was proposed here was committed so long after."""
+        self._metrics.raft_commit_seconds.observe(took_ns / NS_PER_SECOND)
+
+    def confirmed(self, took_ns: int) -> None:
+        """A round of reads got its index so long after it began."""
+        self._metrics.read_index_seconds.observe(took_ns / NS_PER_SECOND)

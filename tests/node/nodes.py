@@ -59,13 +59,21 @@ class Ended(BaseException):
 
 
 class Recorder(NoObserver):
-    """An observer that remembers the events."""
+    """An observer that remembers the events, and how long commits and rounds of reads took."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, object]]] = []
+        self.replicated_ns: list[int] = []
+        self.confirmed_ns: list[int] = []
 
     def event(self, name: str, **fields: object) -> None:
         self.events.append((name, fields))
+
+    def replicated(self, took_ns: int) -> None:
+        self.replicated_ns.append(took_ns)
+
+    def confirmed(self, took_ns: int) -> None:
+        self.confirmed_ns.append(took_ns)
 
     def names(self) -> list[str]:
         return [name for name, _ in self.events]

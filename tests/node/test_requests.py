@@ -67,6 +67,44 @@ def test_replaced_proposal_is_refused_definitely_once_another_term_commits_at_it
         assert lost.result.definite
 
 
+def test_a_commit_and_a_round_of_reads_are_timed_one_at_a_time() -> None:
+    """From the proposal until the majority has it, outages included; what waits beside the timed one is not timed itself."""
+    nodes = Nodes(3, batches_in_flight_max=4, entry_commands_max=1, read_rounds_in_flight_max=4)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        told = leader.observer
+        told.replicated_ns.clear()
+        told.confirmed_ns.clear()
+        nodes.isolate(leader)
+        asked = [nodes.put(leader, b"k%d" % number, ordered=True) for number in range(3)]
+        asked += [nodes.get(leader, b"k%d" % number) for number in range(3)]
+        began_ns = leader.clock.monotonic_ns()
+        nodes.tick(2)
+        nodes.heal()
+        nodes.until(lambda: all(each.replies for each in asked), "all replies")
+        for took_ns in (told.replicated_ns, told.confirmed_ns):
+            assert 1 == len(took_ns)
+            assert 2 * nodes.settings.tick_ns <= took_ns[0] <= leader.clock.monotonic_ns() - began_ns
+
+
+def test_what_another_leader_committed_in_its_place_is_not_timed() -> None:
+    """The timed entry was replaced; the next one that this node proposes is timed as if nothing had been."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        old = nodes.lead()
+        old.observer.replicated_ns.clear()
+        nodes.isolate(old)
+        lost = nodes.put(old, b"k", timeout_ns=60_000 * MS, ordered=True)
+        nodes.until(lambda: any(node.leads() for node in others(nodes, old)), "another leader")
+        nodes.heal()
+        nodes.until(lambda: bool(lost.replies), "the reply")
+        assert [] == old.observer.replicated_ns
+        nodes.make_leader(old)
+        again = nodes.put(old, b"again")
+        nodes.until(lambda: bool(again.replies), "the reply")
+        assert 1 == len(old.observer.replicated_ns)
+
+
 def test_proposal_without_a_quorum_ends_as_unknown_at_its_deadline() -> None:
     """Whether it will ever be committed is open, and that is what the caller is told."""
     nodes = Nodes(3)
