@@ -31,7 +31,7 @@ from raftcache.storage.checkpoint_file import (
     directory_name,
     parse_directory_name,
 )
-from raftcache.storage.disk import Disk, DiskFile, make_directory, read_file, remove_tree
+from raftcache.storage.disk import Disk, DiskFile, own_directory, read_file, remove_tree
 
 CHUNK_BYTES = 128 << 10
 """A chunk on its way to another replica: 64 to 256 KiB keep a stream busy without holding up the loop."""
@@ -173,7 +173,7 @@ class Checkpoints:
 
         Raises: `OSError`; `UnsupportedVersion`, because what a newer release wrote is not to be replaced but kept.
         """
-        make_directory(self._disk, self.directory)
+        own_directory(self._disk, self.directory)
         self._known.clear()
         for name in self._disk.listdir(self.directory):
             if parse_directory_name(name) is None:

@@ -39,6 +39,7 @@ from raftcache.storage.disk import (
     DiskFile,
     exit_process,
     make_directory,
+    own_directory,
     parent_of,
     read_file,
     remove_tree,
@@ -105,7 +106,7 @@ class DataDirectory:
             try:
                 identity = _next_identity(disk, path, new_node_id)
                 _save_identity(disk, path, identity)
-                make_directory(disk, f"{path}/{REPLICAS}")
+                own_directory(disk, f"{path}/{REPLICAS}")
             except BaseException:
                 lock.close()
                 raise

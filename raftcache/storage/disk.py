@@ -260,6 +260,18 @@ def make_directory(disk: Disk, path: str) -> None:
         disk.fsync_directory(parent_of(path))
 
 
+def own_directory(disk: Disk, path: str) -> None:
+    """`make_directory` where the parent is ours as well, and whatever has a name in either of them keeps it from now on.
+
+    What a killed process had created or renamed is there to be seen, and not durable: a power cut would take it, and what
+    was built on it since.
+    """
+    if not disk.exists(path):
+        disk.mkdir(path)
+    disk.fsync_directory(parent_of(path))
+    disk.fsync_directory(path)
+
+
 def remove_tree(disk: Disk, path: str) -> None:
     """Unlink `path` and all below it. Durable after `fsync_directory` of its parent, which this does."""
     _remove(disk, path)

@@ -34,7 +34,7 @@ from typing import NoReturn
 from raftcache.errors import Corruption, StorageFull
 from raftcache.ids import ClusterId, Index, NodeId, ReplicaId, ShardId, Term
 from raftcache.raft.messages import Entry, HardState, SnapshotMeta
-from raftcache.storage.disk import Disk, exit_process, make_directory
+from raftcache.storage.disk import Disk, exit_process, own_directory
 from raftcache.storage.hard_state import HardStateFiles, hard_state_paths
 from raftcache.storage.replica_log import RecentEntries, ReplicaLog
 from raftcache.storage.segment import segment_numbers
@@ -126,7 +126,7 @@ class Wal:
         """
         cluster, node = identity
         try:
-            make_directory(disk, directory)
+            own_directory(disk, directory)
             if not segment_numbers(disk, directory) and not any(map(disk.exists, hard_state_paths(directory))):
                 if not create:
                     raise Corruption(

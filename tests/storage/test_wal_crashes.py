@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftcache.errors import Corruption
+from raftcache.ids import ReplicaId, ShardId, Term
+from raftcache.raft.messages import HardState
 from raftcache.storage import simulated_disk
 from raftcache.storage.simulated_disk import SimulatedCrash
-from tests.storage.log_model import Workload, disk_of, simulated_machine
+from tests.storage.log_model import Workload, disk_of, entries, simulated_machine, write
 
 
 def run_with_crashes(seed: int, *, steps: int, crashes: int, power_cut: bool = False) -> None:
@@ -72,6 +74,34 @@ def test_a_crash_at_each_single_operation_of_a_run_is_survived(seed: int) -> Non
         for _ in range(5):
             load.step()
         crash_at += 1
+
+
+def test_what_a_killed_process_created_is_durable_before_the_next_one_builds_on_it() -> None:
+    """Killed at any operation of its life, then started, written to and synced; then the power fails: nothing is lost.
+
+    A file that the first process had renamed and not yet fsynced the directory of is seen by the second one, and used.
+    """
+    killed = 0
+    for operation in range(200):
+        machine = simulated_machine(1)
+        disk = disk_of(machine)
+        disk.crash_at = operation
+        try:
+            wal = machine.open()
+            wal.create(ReplicaId(1), ShardId(1), None)
+            wal.preallocate()
+        except SimulatedCrash:
+            killed += 1
+        disk.kill()
+        wal = machine.open()
+        if ReplicaId(1) not in wal.replicas():
+            wal.create(ReplicaId(1), ShardId(1), None)
+        wal.write([write(1, entries(1, 3), hard_state=HardState(Term(1), ReplicaId(1)))])
+        wal.sync()
+        disk.crash(Random(1), power_cut=True)
+        log = machine.open(create=False).log(ReplicaId(1))
+        assert log.last_index() == 2, f"killed at operation {operation}"
+    assert 5 < killed < 200
 
 
 def test_a_disk_that_lies_about_fdatasync_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
