@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tests.simulation.nodes import SimulatedNode
     from tests.simulation.world import World
 
-TIMEOUT_NS = 3_000 * MS
+GRACE_NS = 500 * MS
+"""How long after its deadline an answer may still come."""
 VISITOR = -1
 """The number of those who come by once."""
 KEYS = [b"k%d" % number for number in range(6)]
@@ -33,6 +34,8 @@ class Client:
     number: int
     stopped: bool = False
     written: int = 0
+    node: SimulatedNode | None = None
+    """The one that it is faithful to."""
     random: random.Random = field(init=False)
     """Its own, so that what it asks for does not depend on what fails."""
 
@@ -54,6 +57,8 @@ class Client:
             self._later(100)
             return
         node = draw.choice(nodes)
+        if plan.faithful:
+            node = self.node = self.node if self.node in nodes else node
         key = draw.choice(KEYS)
         if draw.random() >= plan.reads:
             self.written += 1
@@ -65,29 +70,37 @@ class Client:
             operation = Get(key)
         _ask(self.world, event, operation, node, self.done)
 
-    def done(self) -> None:
+    def done(self, ok: bool) -> None:
+        if not ok:
+            self.node = None
         self._later(self.random.randrange(1, self.world.plan.pause_ms_max))
 
 
 def visit(world: World, node: SimulatedNode) -> None:
-    """Somebody reads every key through this very node: one that was a leader a moment ago, and may not know better."""
+    """Somebody reads every key through this very node: one that was a leader a moment ago, and may not know better.
+
+    And writes one, which is never committed if it knows no better: the next leader replaces it.
+    """
     if node.host is not None:
         for key in KEYS:
-            _ask(world, Event(VISITOR, "get", key, None, world.now_ns), Get(key), node, lambda: None)
+            _ask(world, Event(VISITOR, "get", key, None, world.now_ns), Get(key), node, lambda ok: None)
+        key, value = KEYS[world.now_ns // MS % len(KEYS)], b"%d.%d" % (VISITOR, len(world.history.events))
+        _ask(world, Event(VISITOR, "put", key, value, world.now_ns), Put(key, value), node, lambda ok: None)
 
 
-def _ask(world: World, event: Event, operation: Put | Get, node: SimulatedNode, done: Callable[[], None]) -> None:
+def _ask(world: World, event: Event, operation: Put | Get, node: SimulatedNode, done: Callable[[bool], None]) -> None:
     world.history.events.append(event)
-    request = Request(None, operation, slot_of(event.key), node.clock.monotonic_ns() + TIMEOUT_NS)
+    timeout_ns = world.plan.client_timeout_ms * MS
+    request = Request(None, operation, slot_of(event.key), node.clock.monotonic_ns() + timeout_ns)
     sink = _Sink(world, event, node, done)
     world.submit(node, request, sink)
-    world.after(TIMEOUT_NS + 500 * MS, sink.give_up, kind=Kind.CLIENT)
+    world.after(timeout_ns + GRACE_NS, sink.give_up, kind=Kind.CLIENT)
 
 
 class _Sink:
     """Takes the one reply; a node that died meanwhile never sends it."""
 
-    def __init__(self, world: World, event: Event, node: SimulatedNode, done: Callable[[], None]) -> None:
+    def __init__(self, world: World, event: Event, node: SimulatedNode, done: Callable[[bool], None]) -> None:
         self._world = world
         self._event = event
         self._node = node
@@ -114,9 +127,9 @@ class _Sink:
             assert isinstance(result, WriteResult), result
             event.end_ns, event.status, event.revision = self._world.now_ns, "ok", result.revision
             self._world.ghost.written(self._node, reply.shard, reply.index)
-        self._done()
+        self._done(event.status == "ok")
 
     def give_up(self) -> None:
         if not self._over:
             self._over = True
-            self._done()
+            self._done(False)

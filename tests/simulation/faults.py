@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 
+RECOVERY_MS = 1_000
+"""After an outage, before the next one, where they come one at a time."""
 VISIT_MS = 200
 """How often somebody reads at a leader to which something happened."""
 
@@ -50,6 +52,13 @@ def _do(world: World, fault: Fault) -> None:
         if leader is None:
             return
         fault = replace(fault, kind=fault.kind.removesuffix(" leader"), node=leader)
+    else:
+        leader = None
+    if world.plan.one_at_a_time and fault.for_ms:
+        if world.now_ns < world.outage_until_ns:
+            return
+        world.outage_until_ns = world.now_ns + (fault.for_ms + RECOVERY_MS) * MS
+    if leader is not None:
         for later_ms in range(0, fault.for_ms + 1_500, VISIT_MS):
             world.after(later_ms * MS, partial(_visit, world, leader), kind=Kind.CLIENT)
     node = world.nodes.get(NodeId(fault.node))
@@ -90,8 +99,8 @@ def _isolate(world: World, alone: NodeId, for_ms: int) -> None:
 
 
 def _leader(world: World, number: int) -> NodeId | None:
-    """The node of the newest leader of some shard."""
-    shard = number % (world.plan.shards + 1)
+    """The node of the newest leader of some shard; seldom of the catalog, where no client reads."""
+    shard = 1 + number % world.plan.shards if number % 8 else 0
     leading = [
         (replica.raft.term, node.node)
         for node in world.nodes.values()
@@ -219,4 +228,5 @@ def _flip_in_log(node: SimulatedNode, number: int) -> None:
         return
     place = number % (offset * 8)
     node.disk.flip_bit(segment.path, place // 8, place % 8)
+    node.flipped_segment = segment.number
     node.world.note(node.node, f"bit {place} of {segment.path}")

@@ -3,7 +3,7 @@
     look        after each event, at the node that it concerned, and there only at replicas that changed
     promised    at each vote, request for votes and acknowledgement, before it leaves
     after_end   what the platter holds of everything that was promised; all logs compared with each other
-    compare     every `COMPARE_EVENTS` events: all logs, entry by entry, and all limits
+    compare     every `COMPARE_EVENTS` events: all logs, entry by entry, and all limits; and one node's platter in turn
 
 The **ghost log** is what has been committed, by anybody, ever: per shard and index the entry's term, and the term of
 the leader that committed it. The **ghost disk** is what a power cut at this moment would leave (`SimulatedDisk.survivor`).
@@ -46,6 +46,7 @@ class _Seen:
     role: Role = Role.FOLLOWER
     commit: int = 0
     last_index: int = 0
+    last_term: int = 0
     applied: int = -1
 
 
@@ -91,6 +92,8 @@ class Ghost:
         self._left: dict[int, Wal] = {}
         """What is on the platters of nodes that are down."""
         self._looks = 0
+        self._turn = 0
+        """The node whose platter is read next, while it runs."""
         self.tally: dict[str, int] = {}
         """How often what happened: events of engines, faults, checks."""
 
@@ -144,7 +147,7 @@ class Ghost:
         for replica_id, replica in host.engine.replicas.items():
             raft = replica.raft
             log = raft.log
-            key = (log.commit, log.last_index, log.applied, raft, raft.term, raft.role, replica.stopped)
+            key = (log.commit, log.last_index, log.last_term, log.applied, raft, raft.term, raft.role, replica.stopped)
             if keys.get(replica_id) != key:
                 keys[replica_id] = key
                 self._changed(node, replica, self._seen.get(replica_id))
@@ -158,7 +161,8 @@ class Ghost:
             self._fail("assertion", replica, f"stopped: {replica.stopped}")
             return
         if seen is None or seen.raft is not raft:
-            seen = self._seen[replica.replica_id] = _Seen(raft, raft.term, Role.FOLLOWER, 0, log.last_index)
+            seen = _Seen(raft, raft.term, Role.FOLLOWER, 0, log.last_index, log.last_term)
+            self._seen[replica.replica_id] = seen
             engine = node.engine
             assert engine is not None, "it has replicas"
             self._wals[node.node] = engine.wal
@@ -169,8 +173,8 @@ class Ghost:
         elif raft.role is Role.LEADER and log.last_index < seen.last_index:
             # Raft §5.3, Leader Append-Only.
             self._fail("leader append-only", replica, f"the log shrinks from {seen.last_index} to {log.last_index}")
-        if log.last_index != seen.last_index:
-            self._on_log(replica, ghost, seen.last_index)
+        if log.last_index != seen.last_index or log.last_term != seen.last_term:
+            self._on_log(replica, ghost, seen)
         if log.commit > seen.commit:
             self._on_commit(replica, ghost, seen.commit)
         machine = replica.machine
@@ -182,7 +186,7 @@ class Ghost:
                     "state hashes", replica, f"at index {log.applied}: {state}, elsewhere {ghost.states[log.applied]}"
                 )
         seen.term, seen.role, seen.commit = raft.term, raft.role, log.commit
-        seen.last_index, seen.applied = log.last_index, log.applied
+        seen.last_index, seen.last_term, seen.applied = log.last_index, log.last_term, log.applied
 
     def _on_role(self, replica: Replica, ghost: _GhostLog) -> None:
         raft = replica.raft
@@ -206,14 +210,17 @@ class Ghost:
                 )
                 return
 
-    def _on_log(self, replica: Replica, ghost: _GhostLog, before: int) -> None:
+    def _on_log(self, replica: Replica, ghost: _GhostLog, seen: _Seen) -> None:
         raft = replica.raft
-        if raft.last_index < before:
+        if raft.last_index < seen.last_index or raft.log.term(Index(seen.last_index)) not in (seen.last_term, None):
             self.count("truncations")
             floor = self._floor(replica.replica_id, ghost)
-            if raft.last_index < floor:
+            kept, committed = raft.log.term(Index(floor)), ghost.terms.get(floor, (None, 0))[0]
+            if raft.last_index < floor or (kept is not None and committed is not None and kept != committed):
                 self._fail(
-                    "acknowledged entries", replica, f"the log ends at {raft.last_index}; {floor} was acknowledged"
+                    "acknowledged entries",
+                    replica,
+                    f"{floor} of term {committed} was acknowledged; there is {kept} now, and the log ends at {raft.last_index}",
                 )
         # Thesis §4.1: a change of more than one voter at a time needs a joint configuration.
         configurations = raft._configurations
@@ -341,6 +348,11 @@ class Ghost:
         """What the new process knows of everything that was promised."""
         self._left.pop(node.node, None)
         if node.engine is not None and node.node in self._wals:
+            if node.flipped_segment in node.engine.wal._tail.segments:
+                self._world.fail(
+                    "unnoticed damage",
+                    f"node {node.node} goes on with segment {node.flipped_segment}, where a bit flipped",
+                )
             self._check_kept(node, node.engine.wal)
             self._wals[node.node] = node.engine.wal
             self.look(node)
@@ -369,12 +381,16 @@ class Ghost:
     def compare(self) -> None:
         """All logs with each other, those of nodes that are down included, and everything that has a limit."""
         self.count("log comparisons")
+        self._turn = self._turn % len(self._world.nodes) + 1
         shards: dict[ShardId, list[ReplicaLog]] = {}
         for node in self._world.nodes.values():
             engine, wal = node.engine, self.wal_of(node)
-            if wal is not None:
-                for replica in wal.replicas():
-                    log = wal.log(replica)
+            wals = [wal] if wal is not None else []
+            if engine is not None and node.node in self._wals and node.node == self._turn:
+                wals += self._platter(node)
+            for each in wals:
+                for replica in each.replicas():
+                    log = each.log(replica)
                     shards.setdefault(log.shard, []).append(log)
             if engine is not None:
                 for excess in over_limits(engine):
@@ -387,6 +403,17 @@ class Ghost:
                             "log matching",
                             f"the logs of {one.replica} and {other.replica} of shard {shard} part and meet",
                         )
+
+    def _platter(self, node: SimulatedNode) -> list[Wal]:
+        """What a power cut now would leave of the node's log, if anything can be read: it must hold what was promised."""
+        try:
+            left = log_left(node, self._world.cluster)
+        except (Corruption, UnsupportedVersion) as damage:
+            if self._world.plan.flips_node != node.node:
+                self._world.fail("corruption", f"a power cut of node {node.node} now: {damage}")
+            return []
+        self._check_kept(node, left)
+        return [left]
 
     def _fail(self, kind: str, replica: Replica, text: str) -> None:
         self._world.fail(kind, f"shard {replica.shard}, replica {replica.replica_id}: {text}")

@@ -107,6 +107,8 @@ class SimulatedNode:
         """Why it refuses to start for good: damage that the design says it must not go on with."""
         self.flipped_copy = ""
         """The copy of the hard state in which bits flip: never in both."""
+        self.flipped_segment = -1
+        """The segment of the log in which a bit flipped, before what is proven to have been synced."""
         slower = world.plan.slow_node_ticks if node == 1 else 0
         self.tick_ns = world.settings.tick_ns * (100 + slower) // 100
         self._soon_ns = 0

@@ -86,6 +86,10 @@ class Plan:
     operate_every_ms: int
     """How often the operator does something; 0: there is none."""
     clients: int
+    client_timeout_ms: int
+    """After which a client leaves an operation without an answer, and goes on through another node."""
+    faithful: bool
+    """Clients stay with a node as long as it answers, deposed or not; else each operation goes through any."""
     counters: int
     pause_ms_max: int
     """Between two operations of a client."""
@@ -96,6 +100,9 @@ class Plan:
     extremes: bool
     left_out: str
     """What becomes of the minority that is not healed in the liveness phase: it stays "down", "cut" off, or is "none"."""
+    one_at_a_time: bool
+    """What takes a node away for a while does not happen while another is away: a majority goes on, and the one that comes
+    back has missed something."""
     flips_node: int
     """The node whose files bits flip in; 0: none. At most one, so that the others hold what it loses."""
     settings: EngineSettings
@@ -130,7 +137,9 @@ def draw_plan(seed: int, *, safety_ms: int = SAFETY_MS) -> Plan:
     operated = draw.random() < 0.6
     spares = draw.choice([1, 2]) if operated else 0
     nodes = 3
-    flips = not operated and draw.random() < 0.3
+    delay_ms_max = draw.choice([1, 1, 10, 100, 400])
+    sync_ms_max = draw.choice([2, 20, 100, 500])
+    flips = not operated and draw.random() < 0.45
     plan = Plan(
         seed=seed,
         nodes=nodes,
@@ -138,30 +147,34 @@ def draw_plan(seed: int, *, safety_ms: int = SAFETY_MS) -> Plan:
         shards=draw.choice([1, 2, 2, 3]),
         loss=draw.choice([0.0, 0.0, 0.01, 0.05, 0.2]),
         duplicate=draw.choice([0.0, 0.0, 0.02, 0.2]),
-        delay_ms_max=draw.choice([1, 1, 10, 100, 400]),
+        delay_ms_max=delay_ms_max,
         reorder=draw.random() < 0.4,
-        sync_ms_max=draw.choice([2, 20, 100, 1_000]),
+        sync_ms_max=sync_ms_max,
         turn_us_max=draw.choice([0, 0, 1_000, 20_000]),
         slow_node_ticks=draw.choice([0, 0, 5, 20]),
         operate_every_ms=draw.choice([300, 1_500]) if operated else 0,
         clients=draw.choice([2, 4, 6]),
+        client_timeout_ms=draw.choice([400, 1_000, 3_000]),
+        faithful=draw.random() < 0.5,
         counters=draw.choice([1, 3]),
         pause_ms_max=draw.choice([5, 40, 120]),
         reads=draw.choice([0.2, 0.5, 0.8]),
         value_bytes_max=draw.choice([1, 700, 6_000]),
         extremes=draw.random() < 0.5,
         left_out=draw.choice(["down", "cut", "cut", "none"]),
+        one_at_a_time=draw.random() < 0.6,
         flips_node=draw.randint(1, nodes) if flips else 0,
-        settings=_settings(draw),
+        settings=_settings(draw, slow=max(delay_ms_max, sync_ms_max) > 200),
         safety_ms=safety_ms,
     )
     return replace(plan, faults=_faults(plan, draw))
 
 
-def _settings(draw: random.Random) -> EngineSettings:
+def _settings(draw: random.Random, *, slow: bool) -> EngineSettings:
     return EngineSettings(
         patience_ns=draw.choice([300, 1_000]) * MS,
-        election_timeout_ticks=draw.choice([5, 10, 10]),
+        # A timeout that no round trip keeps within elects nobody: the operator's mistake, and a seed without commands.
+        election_timeout_ticks=10 if slow else draw.choice([5, 5, 10]),
         log_bytes_per_checkpoint=draw.choice([2_000, 20_000, 1 << 20]),
         trailing_log_bytes=draw.choice([0, 1_000]),
         log_bytes_max=draw.choice([200 << 10, 1 << 30]),
@@ -235,11 +248,18 @@ def _faults(plan: Plan, draw: random.Random) -> tuple[Fault, ...]:
     )
     script.every(rate(2_000, 6_000), lambda t: Fault(t, "slow disk", node(), for_ms=draw.choice([100, 1_000, 3_000])))
     if plan.flips_node:
-        what = ["checkpoint", "checkpoint", "hard state"] + ["log"] * (draw.random() < 0.3)
+        what = ["checkpoint", "checkpoint", "hard state"]
         script.every(
             3_000,
             lambda t: Fault(t, "flip", plan.flips_node, how=draw.choice(what), number=draw.getrandbits(30)),
         )
+        if draw.random() < 0.6:
+            # Damage to the log ends the node for good where it is found, and that is where the log is read again.
+            at_ms = draw.randrange(plan.safety_ms // 2, plan.safety_ms - 1_000)
+            script.faults += [
+                Fault(at_ms, "flip", plan.flips_node, how="log", number=draw.getrandbits(30)),
+                Fault(at_ms + draw.randrange(1_000), "crash", plan.flips_node, for_ms=down(), how=end()),
+            ]
     # The network.
     script.every(rate(1_000, 4_000), lambda t: Fault(t, "isolate", node(), for_ms=draw.choice([300, 1_500, 4_000])))
     script.every(rate(1_000, 4_000), lambda t: linked(t, "cut", draw.choice([300, 1_500, 4_000])))
@@ -253,13 +273,14 @@ def _faults(plan: Plan, draw: random.Random) -> tuple[Fault, ...]:
         lambda t: Fault(t, "isolate leader", for_ms=draw.choice([700, 1_500, 3_000]), number=draw.getrandbits(8)),
     )
     script.every(
-        rate(1_000, 3_000),
+        draw.choice([0, 2_500, 5_000]),
         lambda t: Fault(
             t,
             "pause leader",
-            for_ms=draw.choice([700, 1_500, 3_000]),
+            # Long enough for another to be elected and to commit; seldom enough that there is another.
+            for_ms=draw.choice([1_500, 3_000, 4_500]),
             # Cut off as well, it wakes up and does not hear that it was replaced.
-            how=draw.choice(["", "cut"]),
+            how=draw.choice(["", "cut", "cut"]),
             number=draw.getrandbits(8),
         ),
     )

@@ -78,6 +78,8 @@ class World:
         """Directed links that are cut, and how many faults cut each."""
         self.slow: dict[tuple[NodeId, NodeId], int] = {}
         """Directed links that take this many nanoseconds longer."""
+        self.outage_until_ns = 0
+        """Until then some fault keeps a node away, where they come one at a time."""
         self._heap: list[tuple[int, int, Kind, SimulatedNode | None, int, Callable[[], None]]] = []
         self._sequence = 0
         self._arrivals: dict[tuple[NodeId, NodeId], int] = {}
