@@ -55,9 +55,12 @@ def _do(world: World, fault: Fault) -> None:
     else:
         leader = None
     if world.plan.one_at_a_time and fault.for_ms:
-        if world.now_ns < world.outage_until_ns:
+        # A leader goes although somebody else is away, who is soon back: leaders are what elections are about.
+        if world.now_ns < (world.outage_until_ns if leader is None else world.leader_back_ns):
             return
         world.outage_until_ns = world.now_ns + (fault.for_ms + RECOVERY_MS) * MS
+        if leader is not None:
+            world.leader_back_ns = world.outage_until_ns
     if leader is not None:
         for later_ms in range(0, fault.for_ms + 1_500, VISIT_MS):
             world.after(later_ms * MS, partial(_visit, world, leader), kind=Kind.CLIENT)

@@ -273,12 +273,12 @@ def _faults(plan: Plan, draw: random.Random) -> tuple[Fault, ...]:
         lambda t: Fault(t, "isolate leader", for_ms=draw.choice([700, 1_500, 3_000]), number=draw.getrandbits(8)),
     )
     script.every(
-        draw.choice([0, 2_500, 5_000]),
+        draw.choice([0, 2_500, 2_500, 5_000]),
         lambda t: Fault(
             t,
             "pause leader",
             # Long enough for another to be elected and to commit; seldom enough that there is another.
-            for_ms=draw.choice([1_500, 3_000, 4_500]),
+            for_ms=draw.choice([1_500, 3_000, 4_500, 4_500]),
             # Cut off as well, it wakes up and does not hear that it was replaced.
             how=draw.choice(["", "cut", "cut"]),
             number=draw.getrandbits(8),

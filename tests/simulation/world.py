@@ -78,8 +78,9 @@ class World:
         """Directed links that are cut, and how many faults cut each."""
         self.slow: dict[tuple[NodeId, NodeId], int] = {}
         """Directed links that take this many nanoseconds longer."""
+        self.leader_back_ns = 0
         self.outage_until_ns = 0
-        """Until then some fault keeps a node away, where they come one at a time."""
+        """Until then some fault keeps a node away, where they come one at a time, and until then a leader."""
         self._heap: list[tuple[int, int, Kind, SimulatedNode | None, int, Callable[[], None]]] = []
         self._sequence = 0
         self._arrivals: dict[tuple[NodeId, NodeId], int] = {}
