@@ -136,13 +136,14 @@ zoo: setup
 	$(BIN)/python -m tests.simulation.zoo_run $(BUGS)
 
 # make jepsen MINUTES=10                     all workloads and faults that fit into the time
-# make jepsen MINUTES=1 WORKLOAD=register NEMESIS=kill-leader SEED=1234 NODES=5
+# make jepsen MINUTES=1 WORKLOAD=register NEMESIS=kill-leader SEED=1234 NODES=5 FRONT=fast
+# make jepsen MINUTES=1 BUG=no_dedup         a deliberate bug (tests/simulation/zoo.py), which must be found
 # Both may be lists, by commas. Everything of a run is in jepsen-style/runs/; jepsen-style/README.md says how to read it.
 NODES ?= 3
 JEPSEN := PYTHONPATH=jepsen-style:. $(BIN)/python -m faults
 jepsen: setup
 	$(JEPSEN) run --minutes $(or $(MINUTES),10) --nodes $(NODES) $(if $(WORKLOAD),--workload $(WORKLOAD)) \
-		$(if $(NEMESIS),--nemesis $(NEMESIS)) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(BUG))
+		$(if $(NEMESIS),--nemesis $(NEMESIS)) $(if $(SEED),--seed $(SEED)) $(if $(FRONT),--front $(FRONT)) $(if $(BUG),--bug $(BUG))
 
 jepsen-doctor: setup
 	$(JEPSEN) doctor --nodes $(NODES)

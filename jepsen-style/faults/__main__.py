@@ -12,7 +12,7 @@ from pathlib import Path
 from faults import doctor, matrix, namespace
 from faults.nemeses import NEMESES
 from faults.processes import PACKAGE_ROOT
-from faults.runner import CHAOS, NONE
+from faults.runner import CHAOS, FRONTS, NONE
 from faults.workloads import WORKLOADS
 
 
@@ -34,6 +34,7 @@ def main() -> int:
             nodes=arguments.nodes,
             folder=folder,
             bug=arguments.bug,
+            front=arguments.front,
         )
     )
 
@@ -49,6 +50,7 @@ def _arguments() -> argparse.Namespace:
     run.add_argument("--nodes", type=int, default=3)
     run.add_argument("--folder", default=str(PACKAGE_ROOT / "runs"), help="where the runs' folders go")
     run.add_argument("--bug", default="", help="a deliberate bug of tests/simulation/zoo.py")
+    run.add_argument("--front", default="", choices=["", *FRONTS], help="of all nodes; left out: each seed draws one")
     look = commands.add_parser("doctor", help="which faults this machine can do")
     look.add_argument("--nodes", type=int, default=3)
     return parser.parse_args()

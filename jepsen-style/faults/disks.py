@@ -5,7 +5,7 @@
     Thin    an ext4 in a sparse file on a tmpfs. Where the tmpfs is full, the device fails: a true EIO from fdatasync, after
             which the kernel has dropped the pages ("fsyncgate").
 
-Measured in reliability.md 5.1. The mounts live in the mount namespace of the runner (`namespace.py`) and end with it.
+The mounts live in the mount namespace of the runner (`namespace.py`) and end with it.
 """
 
 import contextlib

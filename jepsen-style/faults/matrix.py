@@ -16,6 +16,7 @@ from pathlib import Path
 from faults import doctor
 from faults.nemeses import NEMESES
 from faults.report.facts import RunFacts
+from faults.report.overview import Line, line_of, write_overview
 from faults.runner import CHAOS, NONE, Plan, outcome, run
 from faults.workloads import WORKLOADS
 
@@ -41,6 +42,7 @@ class Request:
     nodes: int
     folder: Path
     bug: str = ""
+    front: str = ""
 
 
 def run_matrix(request: Request) -> int:
@@ -78,16 +80,25 @@ def run_matrix(request: Request) -> int:
             folder=folder,
             nodes=request.nodes,
             bug=request.bug,
+            front=request.front,
             skipped=skipped,
         )
         tally.add(plan, run(plan, show), show)
         number += 1
-    unreached = [name for name in nemeses if name not in tally.nemeses]
+        unreached = [name for name in nemeses if name not in tally.nemeses]
+        write_overview(
+            request.folder,
+            tally.lines,
+            tally.counts,
+            skipped | dict.fromkeys(unreached, "not reached in this time"),
+            title=f"seed {request.seed}, {request.nodes} nodes"
+            + (f", with the bug {request.bug}" if request.bug else ""),
+        )
     print(tally.summary(time.monotonic() - started, skipped, unreached))
     (request.folder / "summary.json").write_text(
         json.dumps(tally.document(request, skipped, unreached), indent=1) + "\n"
     )
-    print(f"everything is in {request.folder}")
+    print(f"everything is in {request.folder}; begin with index.html")
     return tally.status()
 
 
@@ -100,6 +111,7 @@ class Tally:
         self.counts: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
         self.failures: list[str] = []
+        self.lines: list[Line] = []
 
     def add(self, plan: Plan, facts: RunFacts, show: Callable[[str], None]) -> None:
         verdict = outcome(facts)
@@ -107,6 +119,7 @@ class Tally:
         self.workloads[plan.workload] += 1
         self.counts.update(facts.counts)
         self.kinds[verdict.kind] += 1
+        self.lines.append(line_of(facts, f"{plan.folder.name}/report.html"))
         line = (
             f"{verdict.kind:9}  {plan.workload} x {plan.nemesis}  seed {plan.seed}  "
             f"{facts.counts['operations']:,} operations, {facts.counts.get('faults', 0)} faults"
@@ -117,11 +130,7 @@ class Tally:
             for each in facts.verdicts:
                 if not each.ok:
                     print(f"           {each.kind}: {each.checker}: {each.reason}", flush=True)
-            print(
-                f"           see {plan.folder}/report.html; again: make jepsen WORKLOAD={plan.workload} "
-                f"NEMESIS={plan.nemesis} SEED={plan.seed} MINUTES=1",
-                flush=True,
-            )
+            print(f"           see {plan.folder}/report.html; again: {plan.command()}", flush=True)
             self.failures.append(f"{line}: {verdict.reason}")
 
     def status(self) -> int:
@@ -146,6 +155,8 @@ class Tally:
         return {
             "seed": request.seed,
             "nodes": request.nodes,
+            "front": request.front or "drawn",
+            "bug": request.bug,
             "runs": dict(self.kinds),
             "counts": dict(self.counts),
             "workloads": dict(self.workloads),

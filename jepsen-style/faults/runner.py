@@ -13,6 +13,7 @@ import asyncio
 import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +23,13 @@ import uvloop
 
 from faults.checkers import Verdict, combine
 from faults.clients import Client, Gateway, Recorder
-from faults.cluster import Cluster, ClusterUnavailable
+from faults.cluster import REPLICAS, Cluster, ClusterUnavailable
 from faults.disks import DiskFailed
 from faults.history import Json, write_history
 from faults.nemeses import NEMESES, Nemesis
 from faults.processes import OrderFailed
 from faults.report import write_report
-from faults.report.facts import NemesisEvent, RunFacts
+from faults.report.facts import NemesisEvent, RunFacts, write_facts
 from faults.scene import Scene
 from faults.workloads import WORKLOADS
 from faults.workloads.workload import Workload
@@ -36,6 +37,8 @@ from raftcache.v1 import kv_pb2
 
 CHAOS = "chaos"
 NONE = "none"
+FRONTS = ("grpcio", "fast")
+"""What may speak gRPC to clients; the proxies, the clients and the checkers do not know which it is."""
 CLIENTS = 12
 THINK_SECONDS_MAX = 0.06
 """Between two operations of a client, drawn from 0 to this: 200 to 300 operations a second in all, on two cores."""
@@ -45,6 +48,7 @@ BALLAST_SECONDS = 0.05
 REST_SECONDS = (0.3, 2.0)
 """Between the healing of a fault and the next one."""
 LEVEL_SECONDS = 30.0
+HISTORY, FACTS = "history.jsonl", "run.json"
 KILLED = -9
 FATAL = 70
 
@@ -66,8 +70,18 @@ class Plan:
     nodes: int = 3
     bug: str = ""
     """A deliberate one, see `launch.py`."""
+    front: str = ""
+    """`FRONTS`, of all nodes; empty: the seed draws one."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Nemeses that cannot be done here, and why. Chaos leaves them out."""
+
+    def command(self) -> str:
+        """What a person types to have it once more."""
+        words = [f"WORKLOAD={self.workload}", f"NEMESIS={self.nemesis}", f"SEED={self.seed}", "MINUTES=1"]
+        words += [f"NODES={self.nodes}"] if self.nodes != REPLICAS else []
+        words += [f"FRONT={self.front}"] if self.front else []
+        words += [f"BUG={self.bug}"] if self.bug else []
+        return f"make jepsen {' '.join(words)}"
 
 
 def settings_of(seed: int) -> dict[str, object]:
@@ -84,6 +98,7 @@ def settings_of(seed: int) -> dict[str, object]:
         "raft.entry_commands_max": dice.choice([1, 64, 4096]),
         "raft.batches_in_flight_max": dice.choice([1, 2, 8]),
         "raft.append_bytes_max": dice.choice(["4KiB", "1MiB"]),
+        "front.kind": dice.choice(FRONTS),
     }
 
 
@@ -101,6 +116,8 @@ class Run:
         self.settings = settings_of(plan.seed)
         if plan.nemesis in NEMESES:
             self.settings |= NEMESES[plan.nemesis].settings
+        if plan.front:
+            self.settings["front.kind"] = plan.front
         self._progress = progress
         self._clients: list[Client] = []
         self._running = True
@@ -283,7 +300,7 @@ class Run:
     def _judge(self) -> RunFacts:
         plan, scene = self.plan, self._scene
         history = sorted(self.recorder.ops, key=lambda op: op.start_ns)
-        write_history(plan.folder / "history.jsonl", history)
+        write_history(plan.folder / HISTORY, history)
         self._progress(f"{plan.workload} x {plan.nemesis}  judging {len(history):,} operations")
         self._look_at_logs()
         verdicts = self._verdicts
@@ -305,10 +322,11 @@ class Run:
             nemesis_events=sorted(self.events),
             verdicts=verdicts,
             counts=counts,
-            log_files=[str(log.relative_to(plan.folder.resolve())) for log in logs],
+            files=[HISTORY, FACTS, *(str(log.relative_to(plan.folder.resolve())) for log in logs)],
             skipped=plan.skipped,
             started_at=self._started_at,
         )
+        write_facts(plan.folder / FACTS, facts)
         write_report(plan.folder, facts)
         if combine(verdicts).ok:
             for log in logs:
@@ -321,7 +339,7 @@ class Run:
             "nodes": plan.nodes,
             "shards": self.shards,
             "clients": CLIENTS,
-            "seconds": plan.seconds,
+            "seconds": round(plan.seconds, 1),
             "bug": plan.bug,
             **{name: str(value) for name, value in self.settings.items()},
             "errors": dict(self.recorder.reasons.most_common()),
@@ -332,10 +350,14 @@ class Run:
         scene = self._scene
         disk_faults = bool(self._volume())
         for node in (*scene.nodes, *scene.cluster.left):
+            said: Counter[str] = Counter()
             for event in node.events("replica_stopped", "replies_lost", "unknown_event", "node_fatal"):
                 # A disk that fails stops the node, or a replica that was just about to read from it.
                 if not (disk_faults and (event["event"] == "node_fatal" or "StateLost" in str(event.get("reason")))):
-                    scene.problems.append(f"{node.name} says {event}")
+                    details = {name: event[name] for name in event if name not in ("ts", "level", "node_id", "node")}
+                    said[", ".join(f"{name} {value}" for name, value in details.items())] += 1
+            for words, times in said.items():
+                scene.problems.append(f"{node.name} says: {words}" + (f" ({times} times)" if times > 1 else ""))
             for status in node.exits:
                 if status not in (KILLED, 0) and not (disk_faults and status == FATAL):
                     scene.problems.append(f"a process of {node.name} ended with {status}")

@@ -1,10 +1,15 @@
 """The tables of faults are consistent: with the code that they act on, with each other, and with what is told of a run."""
 
+import asyncio
 import importlib
+import random
+from pathlib import Path
 
 from faults import doctor, failpoints
+from faults.cluster import Cluster
 from faults.matrix import Tally
 from faults.nemeses import NEMESES
+from faults.runner import FRONTS, Plan, Run, settings_of
 from faults.workloads import WORKLOADS
 
 
@@ -51,6 +56,39 @@ def test_only_ok_is_success() -> None:
     assert 1 == tally.status()
 
 
-def test_the_issues_workloads_are_all_there() -> None:
+def test_every_workload_has_its_name() -> None:
     """Their names are part of the command line."""
     assert {"register", "counter", "append", "bank", "set", "stale", "sessions"} == {*WORKLOADS}
+
+
+def test_both_fronts_come_by_seed_unless_one_is_asked_for(tmp_path: Path) -> None:
+    """Whichever is the product's default, the suite tries the other one too."""
+    assert {*FRONTS} == {settings_of(seed)["front.kind"] for seed in range(20)}
+    for front in FRONTS:
+        for seed in range(5):
+            plan = Plan("register", "none", seed, 1.0, tmp_path, front=front)
+            assert front == Run(plan, lambda text: None).settings["front.kind"]
+
+
+def test_a_run_that_failed_says_how_to_have_it_again() -> None:
+    """All that was chosen is in the command; what was not chosen is not."""
+    plain = Plan("bank", "chaos", 7, 10.0, Path("run"))
+    assert "make jepsen WORKLOAD=bank NEMESIS=chaos SEED=7 MINUTES=1" == plain.command()
+    chosen = Plan("set", "kill-one", 8, 10.0, Path("run"), nodes=5, front="fast", bug="no_dedup")
+    assert chosen.command().endswith("SEED=8 MINUTES=1 NODES=5 FRONT=fast BUG=no_dedup")
+
+
+async def test_nobody_claims_to_know_which_replica_answered_once_a_node_was_added(tmp_path: Path) -> None:
+    """A node that joins or leaves has replicas of some shards for a while: others answer stale reads in its place."""
+    async with asyncio.TaskGroup() as tasks:
+        cluster = Cluster(tmp_path, random.Random(1), tasks, nodes=3, shards=1, settings={})
+        try:
+            known = []
+            for _ in range(4):
+                await cluster.add_node()
+                known.append(cluster.everything_everywhere)
+            assert [False, False, True, False] == known
+            await cluster.forget(cluster.nodes[0])
+            assert not cluster.everything_everywhere
+        finally:
+            await cluster.close()

@@ -1,7 +1,7 @@
 """Operations in the form that searches want, and what may be done to those whose outcome is unknown.
 
 A `Call` is an operation with the interval in which it takes effect, its `Step` in a sequential model, and its `Footprint`:
-which value it wrote and which values its answer names. Footprints are what makes unknown outcomes cheap (reliability.md 4.3):
+which value it wrote and which values its answer names. Footprints are what makes unknown outcomes cheap:
 
 - an unknown write whose value *nobody saw* may be left out. In any order that explains the history the state that it made
   lasts until the next write, and no answer in between can tell; so without it the same order explains the rest;

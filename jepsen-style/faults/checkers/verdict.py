@@ -17,7 +17,7 @@ class Budget:
     states_max: int = 1_000_000
     """Configurations that a search of one key remembers; each takes about 200 bytes."""
     seconds_max: float = 10.0
-    """For one key (reliability.md 4.3: valid histories take milliseconds, and what takes longer than this takes hours)."""
+    """For one key: valid histories take milliseconds, and what takes longer than this takes hours."""
     total_seconds_max: float = 120.0
     """For all keys of one history."""
 

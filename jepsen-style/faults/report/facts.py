@@ -1,7 +1,9 @@
 """What a report tells about: one run of one workload under one nemesis."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from faults.checkers.verdict import Verdict
@@ -35,9 +37,28 @@ class RunFacts:
     verdicts: Sequence[Verdict]
     counts: Mapping[str, int]
     """Operations, kills, partitions, power cuts, ...: a tile for each, in this order."""
-    log_files: Sequence[str] = ()
-    """Paths relative to the report's folder; they become links."""
+    files: Sequence[str] = ()
+    """Of the run: paths relative to the report's folder; they become links."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """What this machine cannot do, and why: shown as skipped, never as passed."""
     started_at: str = ""
     """Date and time, for people."""
+
+
+def write_facts(path: Path, run: RunFacts) -> None:
+    """All but the history, as JSON for other programs. Times are those of the history."""
+    document = {
+        "workload": run.workload,
+        "nemesis": run.nemesis,
+        "seed": run.seed,
+        "started_at": run.started_at,
+        "config": dict(run.config),
+        "counts": dict(run.counts),
+        "verdicts": [
+            {"kind": each.kind, "checker": each.checker, "reason": each.reason, "facts": dict(each.facts)}
+            for each in run.verdicts
+        ],
+        "faults": [NemesisEvent(*each)._asdict() for each in run.nemesis_events],
+        "skipped": dict(run.skipped),
+    }
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

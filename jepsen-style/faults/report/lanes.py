@@ -56,6 +56,7 @@ def lanes(counterexample: Sequence[Op]) -> str:
         shapes += [
             svg.rect(x[first], y, width, BOX, style, title=_title(op), radius=6, fill=hue),
             svg.text(x[first] + 9, y + 20, label(op), "words"),
+            svg.text(x[final] - 9, y + 20, op.node, "words asked", anchor="end"),
         ]
     return svg.figure(x[-1] + 16, height + 8, shapes, "the counter-example, one lane for each client")
 
@@ -65,7 +66,8 @@ def _columns(ops: Sequence[Op], firsts: Sequence[int], finals: Sequence[int], co
     x = [GUTTER + COLUMN_MIN * number for number in range(count)]
     places: list[float] = [float(each) for each in x]
     for first, final, op in sorted(zip(firsts, finals, ops, strict=True), key=lambda entry: entry[1]):
-        lacking = len(label(op)) * CHARACTER + 20 - (places[final] - places[first])
+        words = len(label(op)) + (len(op.node) + 2 if op.node else 0)
+        lacking = words * CHARACTER + 20 - (places[final] - places[first])
         if lacking > 0:
             for number in range(final, count):
                 places[number] += lacking

@@ -41,11 +41,16 @@ def page(run: RunFacts) -> str:
         "</div>",
         _section("Run", _config(run)),
     ]
+    return document(title, "".join(body))
+
+
+def document(title: str, body: str) -> str:
+    """A whole HTML file."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n"
-        f"<body>\n<main>\n{''.join(body)}</main>\n</body>\n</html>\n"
+        f"<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
     )
 
 
@@ -80,7 +85,8 @@ def _counterexamples(verdicts: Sequence[Verdict]) -> str:
             parts.append(f'<div class="case">{says}<div class="scroll">{drawn}</div></div>')
     note = (
         '<p class="note">The fewest operations that cannot all be right. Order is exact, lengths are not. '
-        "Equal values have equal colours; an open box with a question mark has an unknown outcome.</p>"
+        "Equal values have equal colours; an open box with a question mark has an unknown outcome. "
+        "On the right of each box: the node that was asked.</p>"
     )
     return (
         _section("What must not happen, and did", f'<div class="cases">{"".join(parts)}</div>{note}', "alarm")
@@ -154,7 +160,7 @@ def _config(run: RunFacts) -> str:
     pairs = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(_number(value))}</dd></div>" for name, value in run.config.items()
     )
-    links = " ".join(f'<a href="{escape(name)}">{escape(name)}</a>' for name in run.log_files)
+    links = " ".join(f'<a href="{escape(name)}">{escape(name)}</a>' for name in run.files)
     skipped = "".join(f"<li><b>{escape(name)}</b> {escape(why)}</li>" for name, why in run.skipped.items())
     parts = [f"<dl>{pairs}</dl>" if pairs else ""]
     parts.append(f'<p class="links">{links}</p>' if links else "")

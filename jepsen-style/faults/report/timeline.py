@@ -23,6 +23,8 @@ DOTS_MAX = 6_000
 """Operations drawn one by one; of more, every n-th. What was not answered is always drawn, up to as many again."""
 LANES_MAX = 14
 SHARDS_MAX = 12
+DETAIL_CHARACTER = 6.0
+"""Width of one, in the words on a fault's bar."""
 
 HUES = ("#7c6cf0", "#e0862f", "#2f9e8f", "#d2557f", "#4a90d9", "#8a9a2b", "#b3689b", "#c0883e", "#5b8c5a", "#a06a50")
 """Of nemeses, by order of appearance. They lie behind data, so none is the blue, amber or red of outcomes."""
@@ -93,6 +95,9 @@ def _faults(canvas: _Canvas, hues: dict[str, str]) -> None:
         canvas.shapes.append(
             svg.rect(start_x, y, max(end_x - start_x, 3), 15, "fault", title=title, radius=3, fill=hue)
         )
+        if room := int((end_x - start_x - 8) / DETAIL_CHARACTER):
+            words = event.detail if len(event.detail) <= room else f"{event.detail[: room - 1]}…"
+            canvas.shapes.append(svg.text(start_x + 5, y + 11, words if room > 3 else "", "detail"))
     canvas.y = top + 20 * (max(lane.values()) + 1) + 12
 
 

@@ -23,7 +23,7 @@ class Workload(ABC):
     """See the package. One instance for one run."""
 
     ops_per_key = 200
-    """Then a fresh key takes its place: the search over one key's history must stay short (reliability.md 4.3)."""
+    """Then a fresh key takes its place: the search over one key's history must stay short."""
     keys_at_once = 4
 
     def __init__(self, dice: random.Random) -> None:

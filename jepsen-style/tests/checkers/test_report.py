@@ -1,5 +1,6 @@
 """The report: one file that needs nothing else, shows every verdict, and tells silences and recoveries rightly."""
 
+import json
 import random
 import re
 from dataclasses import replace
@@ -14,7 +15,9 @@ from faults.checkers.verdict import unknown
 from faults.history import Op
 from faults.report import NemesisEvent, RunFacts, write_report
 from faults.report.availability import SECOND, recoveries, silences, together
+from faults.report.facts import write_facts
 from faults.report.lanes import label, lanes
+from faults.report.overview import line_of, write_overview
 from faults.report.svg import ticks
 
 RUN = RunFacts("register", "chaos", 7, {"nodes": 3}, (), (), (), {"operations": 0})
@@ -34,7 +37,7 @@ def test_a_report_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     """No address, script or image; and its pictures are well-formed."""
     history = register_history(random.Random(3), Shape(operations=300, info_rate=0.1, fail_rate=0.1))
     events = [(1_000, 4_000, "kill leader", "n1"), NemesisEvent(5_000, None, "partition", "n2 | n1 n3")]
-    facts = replace(RUN, history=history, nemesis_events=events, verdicts=judge(history), log_files=("n1.log",))
+    facts = replace(RUN, history=history, nemesis_events=events, verdicts=judge(history), files=("n1.log",))
     page = page_of(tmp_path, facts)
     assert "http" not in page.replace("http-equiv", "")
     assert not re.search(r"<script|<img|<link|@import|url\(", page)
@@ -73,7 +76,7 @@ def test_words_from_a_run_are_text_not_markup(tmp_path: Path) -> None:
     history = [write(nasty, 0, 10, key=nasty), read("other" + nasty, 20, 30, key=nasty)]
     facts = replace(
         RUN, workload=nasty, history=history, verdicts=judge(history), nemesis_events=[(0, 9, nasty, nasty)],
-        config={nasty: nasty}, log_files=(nasty,), skipped={nasty: nasty}, counts={nasty: 1},
+        config={nasty: nasty}, files=(nasty,), skipped={nasty: nasty}, counts={nasty: 1},
     )  # fmt: skip
     page = page_of(tmp_path, facts)
     assert '<b>&"' not in page
@@ -100,6 +103,41 @@ def test_labels_say_what_was_asked_and_answered() -> None:
     assert "list = [1, 2]" == label(op("list", 0, 1, result=[1, 2]))
     assert "increment 1 = 5" == label(op("increment", 0, 1, argument=1, result=5))
     assert "a to b: 3 refused" == label(op("txn", 0, 1, argument={"from": "a", "to": "b", "amount": 3}, result=False))
+
+
+def test_a_box_names_the_node_that_was_asked() -> None:
+    """Two nodes that answer differently are seen to be two."""
+    picture = ElementTree.fromstring(lanes([write(1, 0, 10, node="n1"), read(None, 20, 30, node="n3")]))
+    assert {"n1", "n3"} <= {text.text for text in picture.iter("text")}
+
+
+def test_the_overview_shows_every_run_the_worst_first(tmp_path: Path) -> None:
+    """One page leads to all reports, and says what was not done."""
+    history = [write(1, 0, 10), write(2, 20, 30), read(1, 40, 50)]
+    good = replace(RUN, seed=1, history=history[:2], verdicts=judge(history[:2]), nemesis_events=[(0, 9, "kill", "n1")])
+    bad = replace(RUN, seed=2, history=history, verdicts=judge(history))
+    lines = [line_of(good, "001/report.html"), line_of(bad, "002/report.html")]
+    page = write_overview(tmp_path, lines, {"operations": 5}, {"power cut": "needs root"}, title="seed 1").read_text()
+    assert "http" not in page
+    assert 2 == len(pictures(page))
+    assert page.index("002/report.html") < page.index("001/report.html")
+    for words in ("Violation", "a newer value was overlooked", "needs root", "not passed", "<b>1</b> of <b>2</b> runs"):
+        assert words in page
+
+
+def test_an_overview_of_no_runs_is_no_success(tmp_path: Path) -> None:
+    """Nothing was judged."""
+    assert "Not all could be judged" in write_overview(tmp_path, [], {}, {}, title="").read_text()
+
+
+def test_the_facts_of_a_run_are_json_for_others(tmp_path: Path) -> None:
+    """Settings, verdicts and faults, beside the history."""
+    facts = replace(RUN, verdicts=(unknown("register", "took too long"),), nemesis_events=[(1, None, "kill", "n1")])
+    write_facts(tmp_path / "run.json", facts)
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert {"nodes": 3} == found["config"]
+    assert ["unknown"] == [each["kind"] for each in found["verdicts"]]
+    assert {"start_ns": 1, "end_ns": None, "name": "kill", "detail": "n1"} == found["faults"][0]
 
 
 # --- Availability -----------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def test_large_histories_are_decided(name: str) -> None:
 
 @pytest.mark.parametrize("clients", [5, 10, 20])
 def test_a_violation_among_many_unknown_writes_is_decided(clients: int) -> None:
-    """A stale read with 40 unknown writes: more than a plain search decides in minutes (reliability.md 4.2)."""
+    """A stale read with 40 unknown writes: more than a plain search decides in minutes."""
     history = register_history(random.Random(1), Shape(300, clients, info_rate=0.13))
     reads = [number for number, each in enumerate(history) if each.op == "read" and each.ok and each.result is not None]
     history[reads[-1]] = replace(history[reads[-1]], result=history[reads[len(reads) // 2]].result)
