@@ -350,8 +350,12 @@ class Run:
         scene = self._scene
         disk_faults = bool(self._volume())
         for node in (*scene.nodes, *scene.cluster.left):
+            # What is damaged stops a replica, or ends the process in good order; never by a signal.
+            damaged = node.name in scene.damaged
             said: Counter[str] = Counter()
             for event in node.events("replica_stopped", "replies_lost", "unknown_event", "node_fatal"):
+                if damaged and event["event"] in ("replica_stopped", "node_fatal"):
+                    continue
                 # A disk that fails stops the node, or a replica that was just about to read from it.
                 if not (disk_faults and (event["event"] == "node_fatal" or "StateLost" in str(event.get("reason")))):
                     details = {name: event[name] for name in event if name not in ("ts", "level", "node_id", "node")}
@@ -359,7 +363,7 @@ class Run:
             for words, times in said.items():
                 scene.problems.append(f"{node.name} says: {words}" + (f" ({times} times)" if times > 1 else ""))
             for status in node.exits:
-                if status not in (KILLED, 0) and not (disk_faults and status == FATAL):
+                if status not in (KILLED, 0) and not (disk_faults and status == FATAL) and not (damaged and status > 0):
                     scene.problems.append(f"a process of {node.name} ended with {status}")
 
 

@@ -18,6 +18,8 @@ class Scene:
     """Of the nemeses: clients and proxies have their own, so that they do not change each other's draws."""
     counts: Counter[str] = field(default_factory=Counter)
     """Kills, partitions, power cuts, ...: what the report shows."""
+    damaged: set[str] = field(default_factory=set)
+    """Nodes of which a file was damaged: they may refuse to start, or end when they find it."""
     problems: list[str] = field(default_factory=list)
     """What went wrong that no client could see: a node that does not come back, a change that never ends."""
 

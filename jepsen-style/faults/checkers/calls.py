@@ -105,13 +105,13 @@ def _merged(attempts: list[Op]) -> Op:
 
 
 def calls_of(ops: Iterable[Op], model: Model) -> list[Call]:
-    """Everything that an order must explain, by start. Failures are no part of it, nor unknown reads, nor stale ones.
+    """Everything that an order must explain, by start. Failures are no part of it, nor unknown reads.
 
     Raises: NotJudged.
     """
     calls = []
     for op in ops:
-        if op.status == "fail" or op.op == "stale_read":
+        if op.status == "fail":
             continue
         footprint = model.footprint(op)
         if op.status == "info" and footprint.writes is None:
@@ -119,6 +119,15 @@ def calls_of(ops: Iterable[Op], model: Model) -> list[Call]:
         calls.append(Call(op, op.start_ns, op.end, model.step(op), footprint))
     calls.sort(key=lambda call: call.start)
     return calls
+
+
+def refused_writes(ops: Iterable[Op], model: Model) -> dict[Hashable, Op]:
+    """What certainly had no effect, by the value that nobody may see.
+
+    Raises: NotJudged.
+    """
+    refused = [(model.footprint(op).writes, op) for op in ops if op.status == "fail"]
+    return {name: op for name, op in refused if name is not None}
 
 
 def writers(calls: Iterable[Call]) -> dict[Hashable, Call]:

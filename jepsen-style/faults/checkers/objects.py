@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from faults.checkers import passes
-from faults.checkers.calls import Call, Model, NotJudged, by_key, calls_of, merge_attempts, prune
+from faults.checkers.calls import Call, Model, NotJudged, by_key, calls_of, merge_attempts, prune, refused_writes
 from faults.checkers.models import ListModel, RegisterModel
 from faults.checkers.search import search
 from faults.checkers.shrink import shrink
@@ -59,11 +59,13 @@ def _check(
 
     try:
         keys = {}
-        for key, ops in by_key(merge_attempts(history)).items():
+        # Stale reads have a check of their own, and say nothing here.
+        fresh = [op for op in history if op.op != "stale_read"]
+        for key, ops in by_key(merge_attempts(fresh)).items():
             model = make_model()
             calls = prune(calls_of(ops, model), initial=model.initial())
             keys[key] = _Key(ops, calls)
-            evidence = passes.Evidence(calls, _failed(ops, model), model.initial())
+            evidence = passes.Evidence(calls, refused_writes(ops, model), model.initial())
             for each in linear:
                 found = each(evidence)
                 if found is not None:
@@ -96,11 +98,6 @@ def _check(
             return ok(checker, f"all {len(keys)} keys are linearizable", **spent())
     facts["keys_unknown"] = len(left)
     return unknown(checker, f"{len(left)} of {len(keys)} keys took more than the budget, first {left[0]}", **spent())
-
-
-def _failed(ops: Sequence[Op], model: Model) -> dict[object, Op]:
-    failed = [(model.footprint(op).writes, op) for op in ops if op.status == "fail"]
-    return {name: op for name, op in failed if name is not None}
 
 
 def _smallest(ops: Sequence[Op], proof: Sequence[Op], make_model: Callable[[], Model]) -> list[Op]:

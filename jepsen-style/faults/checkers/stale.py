@@ -8,7 +8,7 @@ other began.
 
 from collections.abc import Hashable, Sequence
 
-from faults.checkers.calls import Call, Model, NotJudged, by_key, calls_of, merge_attempts, writers
+from faults.checkers.calls import Call, Model, NotJudged, by_key, calls_of, merge_attempts, refused_writes, writers
 from faults.checkers.models import RegisterModel, model_for, name_of
 from faults.checkers.realtime import preceded
 from faults.checkers.verdict import Budget, Verdict, ok, unknown, violation
@@ -25,7 +25,7 @@ def check_stale_reads(history: Sequence[Op], *, budget: Budget | None = None) ->
             continue
         checked += len(stale)
         try:
-            found = _back_by_claim(stale) or _past_states(ops, stale)
+            found = _back_by_claim(stale) or _past_states([op for op in ops if op.op != "stale_read"], stale)
         except NotJudged as error:
             return unknown("stale reads", f"key {key}: {error}")
         if found is not None:
@@ -67,7 +67,7 @@ def _past_states(ops: Sequence[Op], stale: Sequence[Op]) -> tuple[str, list[Op]]
     for call in calls:
         if not call.pure:
             started.setdefault(call.footprint.writes, call)
-    failed = {model.footprint(op).writes: op for op in ops if op.status == "fail"}
+    failed = refused_writes(ops, model)
     for op in stale:
         name = name_of(op.result)
         if name == model.initial():

@@ -1,13 +1,14 @@
 """Nodes that come and go while clients write, and leaderships that do not stay."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 
 import grpc
 
 from faults.failpoints import MEMBERSHIP_POINTS
 from faults.nemeses.nemesis import nemesis
 from faults.nemeses.nodes import start
+from faults.processes import Node
 from faults.scene import Scene
 from raftcache.admin.v1 import admin_pb2
 
@@ -39,23 +40,28 @@ async def grow_shrink(scene: Scene) -> AsyncIterator[str]:
 @nemesis("wipe-replace", hold=(0.5, 2.0), chaos=False)
 async def wipe_replace(scene: Scene) -> AsyncIterator[str]:
     """A node dies with its disk; a new one takes its places."""
-    cluster = scene.cluster
     victim = scene.dice.choice(scene.nodes)
-    old_id = (await cluster.ids())[victim.name]
     scene.counts["kills"] += victim.kill()
     victim.wipe()
     scene.counts["lost disks"] += 1
-    replacement = await cluster.add_node()
     try:
-        yield f"{victim.name} by {replacement.name}"
+        yield victim.name
     finally:
-        await replacement.start()
-        new_id = await cluster.join(replacement)
-        for shard in await cluster.shards_on(old_id):
-            await cluster.change(shard, "MOVE", old_id, new_id)
-            scene.counts["membership changes"] += 1
-        await cluster.remove(old_id)
-        await cluster.forget(victim)
+        await replace(scene, victim)
+
+
+async def replace(scene: Scene, victim: Node) -> None:
+    """A new node takes the places of one that is dead, and must not come back."""
+    cluster = scene.cluster
+    old_id = (await cluster.ids())[victim.name]
+    replacement = await cluster.add_node()
+    await replacement.start()
+    new_id = await cluster.join(replacement)
+    for shard in await cluster.shards_on(old_id):
+        await cluster.change(shard, "MOVE", old_id, new_id)
+        scene.counts["membership changes"] += 1
+    await cluster.remove(old_id)
+    await cluster.forget(victim)
 
 
 @nemesis("membership-kills", hold=(0.5, 2.0), chaos=False)
@@ -76,14 +82,38 @@ async def membership_kills(scene: Scene) -> AsyncIterator[str]:
             if victim in scene.nodes:
                 await start([victim])
 
+    async for said in _meanwhile(scene, kill_on()):
+        yield said
+    await start(scene.nodes)
+
+
+@nemesis("membership-partitions", hold=(0.5, 2.0), chaos=False)
+async def membership_partitions(scene: Scene) -> AsyncIterator[str]:
+    """As grow-shrink, and all the while a node is cut off, mostly one that leads, or that joins or leaves."""
+
+    async def cut_on() -> None:
+        while True:
+            await asyncio.sleep(scene.between(0.5, 3.0))
+            name = (await scene.leader()).name if scene.dice.random() < 0.5 else scene.dice.choice(scene.names)
+            scene.network.separate([name], [other for other in scene.names if other != name])
+            scene.counts["partitions"] += 1
+            await asyncio.sleep(scene.between(0.5, 3.0))
+            await scene.network.heal(scene.network.between())
+
+    async for said in _meanwhile(scene, cut_on()):
+        yield said
+    await scene.network.heal(scene.network.between())
+
+
+async def _meanwhile(scene: Scene, disturbance: Coroutine[None, None, None]) -> AsyncIterator[str]:
+    """A node joins and a node leaves, while something else happens as well."""
     async with asyncio.TaskGroup() as tasks:
-        killer = tasks.create_task(kill_on(), name="killer")
+        running = tasks.create_task(disturbance, name="disturbance")
         try:
             async for said in grow_shrink(scene):
                 yield said
         finally:
-            killer.cancel()
-    await start(scene.nodes)
+            running.cancel()
 
 
 @nemesis("transfer-storm")

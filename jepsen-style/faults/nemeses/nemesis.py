@@ -46,7 +46,14 @@ class Nemesis:
     """`process`, `network` or `time`. Two of one group never run at once: they would undo each other's work."""
 
 
-_GROUPS = {"nodes": "process", "points": "process", "disks": "process", "timing": "time", "membership": "time"}
+_GROUPS = {
+    "nodes": "process",
+    "points": "process",
+    "disks": "process",
+    "damage": "process",
+    "timing": "time",
+    "membership": "time",
+}
 """By module; the others are of the network."""
 
 NEMESES: dict[str, Nemesis] = {}

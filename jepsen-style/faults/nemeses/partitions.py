@@ -1,9 +1,13 @@
 """Networks that fall apart. Clients still reach every node, so that a node without its majority is asked, too."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from faults.nemeses.nemesis import nemesis
 from faults.scene import Scene
+
+SWIZZLE_SECONDS = (0.1, 1.5)
+"""Between one node and the next."""
 
 
 async def _cut(scene: Scene, said: str) -> AsyncIterator[str]:
@@ -82,6 +86,25 @@ async def partition_pair(scene: Scene) -> AsyncIterator[str]:
     scene.network.separate([one], [other])
     async for said in _cut(scene, f"{one} and {other} apart"):
         yield said
+
+
+@nemesis("partition-swizzle", hold=(0.5, 3.0))
+async def partition_swizzle(scene: Scene) -> AsyncIterator[str]:
+    """One node after the other is cut off, and in another order they come back."""
+    cut: list[str] = []
+    for name in scene.dice.sample(scene.names, scene.dice.randint(scene.minority + 1, len(scene.nodes))):
+        _isolate(scene, name)
+        cut.append(name)
+        await asyncio.sleep(scene.between(*SWIZZLE_SECONDS))
+    scene.counts["partitions"] += 1
+    try:
+        yield ", ".join(cut)
+    finally:
+        for name in scene.dice.sample(cut, len(cut)):
+            cut.remove(name)
+            alone = {link.name for other in cut for link in scene.network.touching(other)}
+            await scene.network.heal(link for link in scene.network.touching(name) if link.name not in alone)
+            await asyncio.sleep(scene.between(*SWIZZLE_SECONDS))
 
 
 @nemesis("partition-ring", nodes_min=5)

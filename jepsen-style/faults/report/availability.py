@@ -16,6 +16,8 @@ SECOND = 1_000_000_000
 
 SILENCE_MIN_NS = SECOND // 4
 """Shorter pauses are no outage: an operation on a busy machine takes milliseconds, an election a second."""
+REST_NS = SECOND // 2
+"""Between a refusal and the next try; after longer ones nobody asked."""
 AFTERMATH_NS = 5 * SECOND
 """A silence that begins this soon after a fault was healed still belongs to it."""
 
@@ -95,25 +97,35 @@ def shards_of(history: Sequence[Op]) -> dict[str, list[Op]]:
 
 def silences(run: RunFacts) -> list[Silence]:
     """The longest first. A silence begins when the last answer has come and somebody waits for the next one."""
-    events = events_of(run)
+    span, events = span_of(run), events_of(run)
     found = []
     for shard, ops in shards_of(run.history).items():
-        asked = sorted((op.start_ns, _over(op)) for op in ops)
+        # Without an end nobody knows when its client gave up: it waits to the end.
+        asked = sorted((op.start_ns, span.end_ns if op.end_ns is None else op.end_ns) for op in ops)
         waiting_until = list(accumulate((over for _, over in asked), max))
         answers = sorted(op.end_ns for op in ops if op.ok and op.end_ns is not None)
-        for last, end in pairwise([asked[0][0], *answers, waiting_until[-1]]):
-            position = bisect_left(asked, (last, 0))
-            start = last
-            if position == 0 or waiting_until[position - 1] <= last:
-                start = asked[position][0] if position < len(asked) else end
-            if end - start >= SILENCE_MIN_NS:
-                found.append(Silence(shard, start, end, tuple(_in_force(events, start, end))))
+        for last, answered in pairwise([asked[0][0], *answers, waiting_until[-1]]):
+            for start, end in _waits(asked, waiting_until, last, answered):
+                if end - start >= SILENCE_MIN_NS:
+                    found.append(Silence(shard, start, end, tuple(_in_force(events, start, end))))
     return sorted(found, key=lambda silence: silence.start_ns - silence.end_ns)
 
 
-def _over(op: Op) -> int:
-    """When its client went on."""
-    return op.start_ns if op.end_ns is None else op.end_ns
+def _waits(
+    asked: Sequence[tuple[int, int]], waiting_until: Sequence[int], last: int, answered: int
+) -> Iterator[tuple[int, int]]:
+    """When somebody waited, between one answer and the next. Whoever was refused and rests still waits."""
+    position = bisect_left(asked, (last, 0))
+    start = waited = last
+    if position:
+        waited = max(waited, waiting_until[position - 1])
+    while position < len(asked) and asked[position][0] < answered:
+        if asked[position][0] > waited + (REST_NS if waited > start else 0):
+            yield start, waited
+            start = asked[position][0]
+        waited = max(waited, waiting_until[position])
+        position += 1
+    yield start, min(waited, answered)
 
 
 def together(found: Sequence[Silence]) -> list[list[Silence]]:

@@ -158,6 +158,21 @@ def test_a_silence_is_a_time_in_which_somebody_waited() -> None:
     assert [("1", 2, ("kill leader",))] == [(each.shard, round(each.seconds), each.during) for each in found]
 
 
+def test_a_time_in_which_nobody_asked_is_no_silence() -> None:
+    """Clients that stop leave a refusal behind the last answer; who reads after a while is answered at once."""
+    refused = read(None, int(2.99 * SECOND), int(3.05 * SECOND), key="k1", status="fail")
+    assert [] == silences(replace(RUN, history=[*every(0.01, 0, 3, 1), refused, *every(0.01, 9, 10, 1)]))
+
+
+def test_whoever_is_refused_and_tries_again_still_waits() -> None:
+    """An outage is one silence, however many refusals came in it."""
+    refusals = [
+        read(None, at, at + SECOND // 100, key="k1", status="fail") for at in range(3 * SECOND, 5 * SECOND, SECOND // 6)
+    ]
+    (silence,) = silences(replace(RUN, history=[*every(0.01, 0, 3, 1), *refusals, *every(0.01, 5, 8, 1)]))
+    assert 2.0 == pytest.approx(silence.seconds, abs=0.05)
+
+
 def test_a_silence_is_laid_to_the_fault_in_force_before_the_one_healed() -> None:
     """Of two faults, the one that was over is not accused."""
     history = [*every(0.01, 0, 3, 1), read(None, 3 * SECOND, None, key="k1"), *every(0.01, 5, 8, 1)]

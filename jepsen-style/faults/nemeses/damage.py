@@ -1,0 +1,87 @@
+"""Files that are not what was written to them: bits that flip, blocks that are zero, ends that are missing, chunks of elsewhere.
+
+One node at a time, and the next one only when all replicas are level again: a majority of the copies stays good, so nothing
+may be lost and the cluster must recover. What a node cannot repair it refuses to start on; an operator replaces it then, and
+so does this.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from faults.cluster import LEADER_SECONDS
+from faults.nemeses.membership import replace
+from faults.nemeses.nemesis import nemesis
+from faults.processes import START_SECONDS, came_true
+from faults.scene import Scene
+
+BLOCK = 4096
+
+
+def _flip(content: bytearray, dice: random.Random) -> None:
+    content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+
+
+def _zero(content: bytearray, dice: random.Random) -> None:
+    at = dice.randrange(len(content)) // BLOCK * BLOCK
+    content[at : at + BLOCK] = bytes(len(content[at : at + BLOCK]))
+
+
+def _cut(content: bytearray, dice: random.Random) -> None:
+    del content[dice.randrange(len(content)) :]
+
+
+def _copy(content: bytearray, dice: random.Random) -> None:
+    source, target = dice.randrange(len(content)), dice.randrange(len(content))
+    chunk = content[source : source + min(BLOCK, len(content) - target)]
+    content[target : target + len(chunk)] = chunk
+
+
+WAYS = {"a bit flipped": _flip, "a block of zeros": _zero, "its end cut off": _cut, "a chunk of elsewhere": _copy}
+
+
+def damage(data: Path, dice: random.Random) -> str:
+    """Damages one file below a directory. Returns which, and how; kinds of files are equally likely, not files."""
+    kinds: dict[str, list[Path]] = {}
+    for file in sorted(data.rglob("*")):
+        if file.is_file() and file.stat().st_size:
+            # `000000000000000a.wal` and `000000000000000b.wal` are of one kind.
+            kind = file.parent.name + file.suffix if file.suffix == ".wal" else file.name
+            kinds.setdefault(kind, []).append(file)
+    file = dice.choice(kinds[dice.choice(sorted(kinds))])
+    way = dice.choice(sorted(WAYS))
+    content = bytearray(file.read_bytes())
+    # Most of a segment is zeros that wait to be written: what matters is in the part before them.
+    written = content.rstrip(b"\0") or content
+    head, tail = content[: len(written)], content[len(written) :]
+    WAYS[way](head, dice)
+    file.write_bytes(head + (b"" if len(head) < len(written) else tail))
+    return f"{file.relative_to(data)}: {way}"
+
+
+@nemesis("damage", hold=(2.0, 4.0), chaos=False)
+async def damaged_file(scene: Scene) -> AsyncIterator[str]:
+    """A node is down, and one of its files is damaged: it comes back whole, or refuses to and is replaced."""
+    victim = scene.dice.choice(scene.nodes)
+    if scene.dice.random() < 0.5:
+        await victim.stop()
+    scene.counts["kills"] += victim.kill()
+    said = damage(victim.data, scene.dice)
+    scene.damaged.add(victim.name)
+    scene.counts["damaged files"] += 1
+    try:
+        yield f"{victim.name} {said}"
+    finally:
+        await victim.start(wait=False)
+        serving = asyncio.ensure_future(scene.cluster.wait_serving())
+        # It may begin to serve and end all the same, when it comes by the damage.
+        await came_true(lambda: serving.done() or not victim.running, START_SECONDS + LEADER_SECONDS)
+        if victim.running:
+            await serving
+        else:
+            serving.cancel()
+            scene.counts["refused starts"] += 1
+            if (victim.exit_status or 0) <= 0:
+                scene.problems.append(f"{victim.name} ended with {victim.exit_status} on a damaged file: {said}")
+            await replace(scene, victim)
