@@ -215,6 +215,20 @@ async def test_delays_with_jitter_keep_the_order() -> None:
             assert sent == await reader.readexactly(len(sent))
 
 
+async def test_a_narrow_link_lets_bytes_wait_and_loses_none() -> None:
+    """A byte a second is next to nothing; healed, it owes nothing."""
+    async with proxied() as (_, link), dialed(link) as (reader, writer):
+        link.forward.bytes_per_second = 1
+        link.changed()
+        for number in range(20):
+            writer.write(b"%05d" % number)
+            await writer.drain()
+        assert await nothing_comes(reader)
+        await link.heal()
+        async with asyncio.timeout(SECONDS):
+            assert b"".join(b"%05d" % number for number in range(20)) == await reader.readexactly(100)
+
+
 async def test_a_blocked_pair_of_nodes_is_blocked_in_one_direction_on_both_their_links() -> None:
     """What goes from a to b travels forward on a's link, and backward, as answers, on b's."""
     async with asyncio.TaskGroup() as tasks:
