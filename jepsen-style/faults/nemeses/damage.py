@@ -10,7 +10,7 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from faults.cluster import LEADER_SECONDS
+from faults.cluster import LAG_UNDER_LOAD, LEADER_SECONDS
 from faults.nemeses.membership import replace
 from faults.nemeses.nemesis import nemesis
 from faults.processes import START_SECONDS, came_true
@@ -46,8 +46,8 @@ def damage(data: Path, dice: random.Random) -> str:
     kinds: dict[str, list[Path]] = {}
     for file in sorted(data.rglob("*")):
         if file.is_file() and file.stat().st_size:
-            # `000000000000000a.wal` and `000000000000000b.wal` are of one kind.
-            kind = file.parent.name + file.suffix if file.suffix == ".wal" else file.name
+            # All segments of the log are of one kind, and so are the copies of the hard state.
+            kind = file.suffix if file.suffix == ".wal" else file.stem
             kinds.setdefault(kind, []).append(file)
     file = dice.choice(kinds[dice.choice(sorted(kinds))])
     way = dice.choice(sorted(WAYS))
@@ -74,7 +74,7 @@ async def damaged_file(scene: Scene) -> AsyncIterator[str]:
         yield f"{victim.name} {said}"
     finally:
         await victim.start(wait=False)
-        serving = asyncio.ensure_future(scene.cluster.wait_serving())
+        serving = asyncio.ensure_future(scene.cluster.wait_serving(lag_max=LAG_UNDER_LOAD))
         # It may begin to serve and end all the same, when it comes by the damage.
         await came_true(lambda: serving.done() or not victim.running, START_SECONDS + LEADER_SECONDS)
         if victim.running:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
+from faults.cluster import LAG_UNDER_LOAD
 from faults.nemeses.nemesis import nemesis
 from faults.processes import Node
 from faults.scene import Scene
@@ -114,5 +115,5 @@ async def rolling_restart(scene: Scene) -> AsyncIterator[str]:
         if status != 0:
             scene.problems.append(f"{node.name} ended with {status} after SIGTERM: {node.tail(3)}")
         await node.start()
-        await scene.cluster.wait_serving()
+        await scene.cluster.wait_serving(lag_max=LAG_UNDER_LOAD)
     yield ", ".join(scene.names)
