@@ -14,8 +14,8 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from faults.checkers import Verdict, combine
 from faults.clients import Client, Gateway, Recorder
 from faults.cluster import REPLICAS, Cluster, ClusterUnavailable
 from faults.disks import DiskFailed
-from faults.history import Json, write_history
+from faults.history import Json, Op, write_history
 from faults.nemeses import NEMESES, Nemesis
 from faults.processes import OrderFailed
 from faults.report import write_report
@@ -299,7 +299,9 @@ class Run:
 
     def _judge(self) -> RunFacts:
         plan, scene = self.plan, self._scene
-        history = sorted(self.recorder.ops, key=lambda op: op.start_ns)
+        everybody = (*scene.nodes, *scene.cluster.left)
+        lost = {node.name for node in everybody if node.events("state_lost")}
+        history = sorted(without_lives(self.recorder.ops, lost), key=lambda op: op.start_ns)
         write_history(plan.folder / HISTORY, history)
         self._progress(f"{plan.workload} x {plan.nemesis}  judging {len(history):,} operations")
         self._look_at_logs()
@@ -312,7 +314,7 @@ class Run:
             **{status: self.recorder.statuses[status] for status in ("ok", "fail", "info")},
             **dict(sorted(scene.counts.items())),
         }
-        logs = [node.log for node in (*scene.nodes, *scene.cluster.left)]
+        logs = [node.log for node in everybody]
         facts = RunFacts(
             workload=plan.workload,
             nemesis=plan.nemesis,
@@ -365,6 +367,20 @@ class Run:
             for status in node.exits:
                 if status not in (KILLED, 0) and not (disk_faults and status == FATAL) and not (damaged and status > 0):
                     scene.problems.append(f"a process of {node.name} ended with {status}")
+
+
+def without_lives(history: Iterable[Op], nodes: Collection[str]) -> list[Op]:
+    """The history, without a claim to know which life answered stale reads at these nodes.
+
+    A replica that loses its state while its process lives begins anew, as after a restart; and until it has one again, its
+    node asks another one.
+    """
+    return [
+        replace(op, extra={name: fact for name, fact in op.extra.items() if name != "incarnation"})
+        if op.node in nodes and "incarnation" in op.extra
+        else op
+        for op in history
+    ]
 
 
 def run(plan: Plan, progress: Progress) -> RunFacts:

@@ -6,10 +6,12 @@ import random
 from pathlib import Path
 
 from faults import doctor, failpoints
+from faults.checkers import check_stale_reads
 from faults.cluster import Cluster
+from faults.history import Op
 from faults.matrix import Tally
 from faults.nemeses import NEMESES
-from faults.runner import FRONTS, Plan, Run, settings_of
+from faults.runner import FRONTS, Plan, Run, settings_of, without_lives
 from faults.workloads import WORKLOADS
 
 
@@ -92,3 +94,26 @@ async def test_nobody_claims_to_know_which_replica_answered_once_a_node_was_adde
             assert not cluster.everything_everywhere
         finally:
             await cluster.close()
+
+
+def test_a_node_that_lost_a_state_is_not_held_to_one_life() -> None:
+    """It begins anew, or asks another node meanwhile: its stale reads may go back. Those of others may not."""
+    history = [
+        Op(
+            1,
+            "x",
+            "stale_read",
+            None,
+            None,
+            start,
+            start + 5,
+            "ok",
+            node=node,
+            revision=revision,
+            extra={"incarnation": 1},
+        )
+        for node in ("n1", "n2")
+        for start, revision in ((10, 7), (20, 6))
+    ]
+    assert "violation" == check_stale_reads(without_lives(history, {"n1"})).kind
+    assert "ok" == check_stale_reads(without_lives(history, {"n1", "n2"})).kind
