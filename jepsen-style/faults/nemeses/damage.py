@@ -17,6 +17,9 @@ from faults.processes import START_SECONDS, came_true
 from faults.scene import Scene
 
 BLOCK = 4096
+LOG = ".wal"
+LOG_WEIGHT = 4
+"""The log is damaged as often as so many other kinds of files: promises stand in it."""
 
 
 def _flip(content: bytearray, dice: random.Random) -> None:
@@ -42,14 +45,16 @@ WAYS = {"a bit flipped": _flip, "a block of zeros": _zero, "its end cut off": _c
 
 
 def damage(data: Path, dice: random.Random) -> str:
-    """Damages one file below a directory. Returns which, and how; kinds of files are equally likely, not files."""
+    """Damages one file below a directory. Returns which, and how. Kinds of files are drawn, then one of the kind."""
     kinds: dict[str, list[Path]] = {}
     for file in sorted(data.rglob("*")):
         if file.is_file() and file.stat().st_size:
             # All segments of the log are of one kind, and so are the copies of the hard state.
-            kind = file.suffix if file.suffix == ".wal" else file.stem
+            kind = LOG if file.suffix == LOG else file.stem
             kinds.setdefault(kind, []).append(file)
-    file = dice.choice(kinds[dice.choice(sorted(kinds))])
+    weights = [LOG_WEIGHT if kind == LOG else 1 for kind in sorted(kinds)]
+    (kind,) = dice.choices(sorted(kinds), weights)
+    file = dice.choice(kinds[kind])
     way = dice.choice(sorted(WAYS))
     content = bytearray(file.read_bytes())
     # Most of a segment is zeros that wait to be written: what matters is in the part before them.
