@@ -54,15 +54,20 @@ def damage(data: Path, dice: random.Random) -> str:
             kinds.setdefault(kind, []).append(file)
     weights = [LOG_WEIGHT if kind == LOG else 1 for kind in sorted(kinds)]
     (kind,) = dice.choices(sorted(kinds), weights)
-    file = dice.choice(kinds[kind])
+    # A segment that waits to be written is all zeros but for its header: it is drawn as rarely as it has bytes.
+    (file,) = dice.choices(kinds[kind], [len(_written(each.read_bytes())) for each in kinds[kind]])
     way = dice.choice(sorted(WAYS))
     content = bytearray(file.read_bytes())
-    # Most of a segment is zeros that wait to be written: what matters is in the part before them.
-    written = content.rstrip(b"\0") or content
+    written = _written(content)
     head, tail = content[: len(written)], content[len(written) :]
     WAYS[way](head, dice)
     file.write_bytes(head + (b"" if len(head) < len(written) else tail))
     return f"{file.relative_to(data)}: {way}"
+
+
+def _written(content: bytes | bytearray) -> bytes | bytearray:
+    """What stands before the zeros at the end: all, where there are only zeros."""
+    return content.rstrip(b"\0") or content
 
 
 @nemesis("damage", hold=(2.0, 4.0), chaos=False)
