@@ -288,7 +288,9 @@ class Run:
                 for state in states:
                     first = at.setdefault((state["shard"], state["applied"]), state)
                     if (first["hash"], first["records"]) != (state["hash"], state["records"]):
-                        return Verdict("violation", "replicas", f"two replicas differ at one index: {first}, {state}")
+                        both = "; ".join(f"{each['node']} has {_state(each)}" for each in (first, state))
+                        where = f"shard {state['shard']}, index {state['applied']}"
+                        return Verdict("violation", "replicas", f"two replicas differ at one index: {where}: {both}")
                 said = f"indexes {sorted(at)} of {len(states)} replicas"
                 if len(at) == self.shards + 1:
                     return Verdict(
@@ -367,6 +369,10 @@ class Run:
             for status in node.exits:
                 if status not in (KILLED, 0) and not (disk_faults and status == FATAL) and not (damaged and status > 0):
                     scene.problems.append(f"a process of {node.name} ended with {status}")
+
+
+def _state(replica: dict[str, Any]) -> str:
+    return f"{replica['records']} records, hash {replica['hash']}"
 
 
 def without_lives(history: Iterable[Op], nodes: Collection[str]) -> list[Op]:

@@ -148,8 +148,8 @@ def _latency(canvas: _Canvas, history: Sequence[Op]) -> None:
     timed = [op for op in history if op.end_ns is not None]
     if not timed:
         return
-    top, bottom = canvas.panel("latency", "each operation, and", 190)
-    canvas.shapes.append(svg.text(0, top + 44, "p50 and p99 of answers", "note"))
+    top, bottom = canvas.panel("latency", "each operation;", 190)
+    canvas.shapes.append(svg.text(0, top + 44, "p50, p99 of answers", "note"))
     millis = sorted(_millis(op) for op in timed)
     low, high = log10(max(quantile(millis, 0.005), 0.02)), log10(max(millis[-1], 1.0))
     low = min(low, high - 1)
