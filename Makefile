@@ -20,7 +20,7 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 EXAMPLES_NODE := $(patsubst %/package.json,%/node_modules/.installed,$(wildcard examples/*/package.json))
 
-.PHONY: help setup versions test check lint format types contracts proto proto-drift demo bench sim zoo jepsen jepsen-doctor fuzz clean
+.PHONY: help setup versions test check lint format types contracts proto proto-drift demo bench sim zoo mutants jepsen jepsen-doctor fuzz clean
 
 help:
 	@echo "make setup        create $(VENV) and install what the project needs"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench        benchmarks"
 	@echo "make sim          the deterministic simulation: whole clusters, thousands of faults, replayable"
 	@echo "make zoo          is each deliberate bug caught, by what, and how soon?"
+	@echo "make mutants      200 small changes of raft/, kv/ and storage/: does a test or the simulator notice?"
 	@echo "make jepsen       faults on real nodes, and what the clients may conclude (make jepsen-doctor: which faults)"
 	@echo "make fuzz         coverage-guided fuzzing of the fast front"
 	@echo "make clean        remove caches and $(VENV)"
@@ -132,8 +133,16 @@ else
 endif
 
 # make zoo                            all bugs, five trials of fresh seeds each;  make zoo BUGS="no_fsync no_dedup"
+# Before them the table of the mutants, as docs/mutants.md keeps it: `make mutants` prints it anew, which takes an hour.
 zoo: setup
+	@$(BIN)/python -m tests.mutants stored
 	$(BIN)/python -m tests.simulation.zoo_run $(BUGS)
+
+# make mutants                        all of them; what earlier runs found is kept in build/mutants and not asked again
+# make mutants MINUTES=2              a part of it; run it again to go on
+# make mutants AGAIN=1                asks the tests again about what they let through, because there are new tests
+mutants: setup
+	$(BIN)/python -m tests.mutants run --minutes $(or $(MINUTES),120) $(if $(AGAIN),--again)
 
 # make jepsen MINUTES=10                     all workloads and faults that fit into the time
 # make jepsen MINUTES=1 WORKLOAD=register NEMESIS=kill-leader SEED=1234 NODES=5 FRONT=fast
