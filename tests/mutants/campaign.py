@@ -20,7 +20,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.mutants.judging import Children, Test, Verdict, by_simulation, by_tests, entering, reach
+from tests.mutants.judging import (
+    Children,
+    Test,
+    Verdict,
+    by_simulation,
+    by_tests,
+    entering,
+    known_tests,
+    prepare,
+    reach,
+)
 from tests.mutants.mutations import PACKAGES, TOP, Mutant, sample
 
 TESTS, SIMULATION = "tests", "simulation"
@@ -91,7 +101,14 @@ class Campaign:
         lines = [_line(*key, verdict) for key, verdict in self.verdicts.items()]
         self._file.write_text("".join(lines))
         for package in PACKAGES:
-            self._reach_file(package).unlink(missing_ok=True)
+            kept = self._reach_file(package)
+            self._complete(package).unlink(missing_ok=True)
+            known = {
+                name: test
+                for name, test in known_tests(kept).items()
+                if (TOP / name.split("::")[0]).stat().st_mtime < kept.stat().st_mtime
+            }
+            kept.write_text("".join(json.dumps({name: asdict(test)}) + "\n" for name, test in known.items()))
 
     # --- Running ----------------------------------------------------------------------------------------------------
 
@@ -99,6 +116,7 @@ class Campaign:
         """Asks what is open, until all is answered or it is told to stop. Raises: `RuntimeError` if the tests fail by
         themselves: then they prove nothing about mutants."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        prepare()
         children = Children(self.directory, jobs)
         self._learn_reach(children, say)
         while go_on() and (questions := self.open_questions()):
@@ -134,21 +152,25 @@ class Campaign:
                 )
 
     def _learn_reach(self, children: Children, say: Callable[[str], None]) -> None:
-        missing = [package for package in PACKAGES if not self._reach_file(package).exists()]
+        def done(package: str, failed: str | None, ended: str, seconds: float) -> None:
+            if failed is None or failed:
+                raise RuntimeError(f"tests/{package} fails without a mutant: {failed or ended}")
+            self._complete(package).touch()
+            say(f"tests/{package} without a mutant: {len(known_tests(self._reach_file(package)))} tests pass")
 
-        def done(package: str, answer: Any, ended: str, seconds: float) -> None:
-            if answer is None or "failed" in answer:
-                raise RuntimeError(f"tests/{package} fails without a mutant: {ended or answer['failed']}")
-            self._reach_file(package).write_text(json.dumps(answer["tests"]))
-            say(f"tests/{package} without a mutant: {len(answer['tests'])} tests, {seconds:.0f} s")
-
-        children.run(((package, lambda package=package: reach(package)) for package in missing), done)
-        for package in PACKAGES:
-            stored = json.loads(self._reach_file(package).read_text())
-            self.known[package] = {name: Test(**test) for name, test in stored.items()}
+        tasks = (
+            (package, lambda package=package: reach(package, self._reach_file(package)))
+            for package in PACKAGES
+            if not self._complete(package).exists()
+        )
+        children.run(tasks, done)
+        self.known = {package: known_tests(self._reach_file(package)) for package in PACKAGES}
 
     def _reach_file(self, package: str) -> Path:
-        return self.directory / f"reach-{package}.json"
+        return self.directory / f"tests-{package}.jsonl"
+
+    def _complete(self, package: str) -> Path:
+        return self.directory / f"tests-{package}.complete"
 
     def _keep(self, mutant: Mutant, instrument: str, verdict: Verdict) -> None:
         self.verdicts[mutant.name, mutant.change, instrument] = verdict

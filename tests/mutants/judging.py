@@ -4,12 +4,13 @@ Rules of this file:
 - the process is forked from one that has imported what all tests need, and nothing of what is judged;
 - a budget is processor time, so that a busy machine judges as an idle one does. What uses it up is caught: it *hangs*. So is
   what waits for ever (a generous bound of real time), and what ends the process;
-- the tests are those of the mutant's package that were seen to enter the changed function, quickest first. Where none was seen
-  (only child processes enter it, or nobody), they are all tests of the package.
+- the tests are those of the mutant's package that were seen to enter the changed function, the most particular first. Where
+  none was seen (only child processes enter it, or nobody), they are all tests of the package.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -19,7 +20,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
+from io import StringIO
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NoReturn
@@ -71,6 +74,14 @@ class Verdict:
     """Tests or seeds."""
 
 
+def prepare() -> None:
+    """Imports what all tests need and nobody judges, so that children need not."""
+    for name in ("asyncio", "crc32c", "lmdb", "prometheus_client", "structlog", "xxhash"):
+        importlib.import_module(name)
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        pytest.main(["--version"])  # loads its plugins
+
+
 # --- A process of its own -------------------------------------------------------------------------------------------
 
 
@@ -94,8 +105,9 @@ class Children:
             while self._running:
                 self._wait(done)
         finally:
-            for pid in self._running:
+            for pid, (_, path, _) in self._running.items():
                 os.killpg(pid, signal.SIGKILL)
+                path.with_suffix(".txt").unlink(missing_ok=True)
 
     def _start(self, name: str, task: Callable[[], Any]) -> None:
         self._started += 1
@@ -168,7 +180,6 @@ class _Watch:
         self._order = None if wanted is None else {name: place for place, name in enumerate(wanted)}
         self.failed = ""
         self.count = 0
-        self.seconds: dict[str, float] = {}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -190,19 +201,24 @@ class _Watch:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.count += report.when == "call"
-        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
         if report.failed and not self.failed:
             hung = "Hung" in report.longreprtext.rpartition("\n")[2] or "Timeout" in report.longreprtext[-200:]
             self.failed = report.nodeid + (" (hang)" if hung else "")
 
 
 class _Reaching(_Watch):
-    """And which functions each test enters: the interpreter is asked about calls, not about lines."""
+    """And which functions each test enters: the interpreter is asked about calls, not about lines. What is found is kept at
+    once, and tests of which it is known are left out."""
 
-    def __init__(self, package: str) -> None:
+    def __init__(self, package: str, kept: Path) -> None:
         super().__init__(None)
         self._inside = str(TOP / "raftcache" / package) + os.sep
-        self.functions: dict[str, list[str]] = {}
+        self._kept = kept
+        self._known = known_tests(kept)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if item.nodeid not in self._known]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -211,6 +227,7 @@ class _Reaching(_Watch):
         def enter(frame: FrameType, event: str, argument: object) -> None:
             seen.add(frame.f_code)
 
+        started = time.process_time()
         threading.settrace(enter)
         sys.settrace(enter)
         try:
@@ -218,9 +235,17 @@ class _Reaching(_Watch):
         finally:
             sys.settrace(None)
             threading.settrace(None)  # type: ignore[arg-type]
-            self.functions[item.nodeid] = sorted(
-                {_qualified(code) for code in seen if code.co_filename.startswith(self._inside)}
-            )
+            functions = sorted({_qualified(code) for code in seen if code.co_filename.startswith(self._inside)})
+            if not self.failed:
+                test = Test(round(time.process_time() - started, 4), functions)
+                with self._kept.open("a") as file:
+                    file.write(json.dumps({item.nodeid: asdict(test)}) + "\n")
+
+
+def known_tests(kept: Path) -> dict[str, Test]:
+    """What runs without a mutant have kept."""
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    return {name: Test(**test) for line in lines for name, test in json.loads(line).items()}
 
 
 def _qualified(code: CodeType) -> str:
@@ -247,35 +272,38 @@ def _pytest(paths: Sequence[str], plugin: _Watch) -> int:
     return int(pytest.main([*options, *paths], plugins=[plugin]))
 
 
-def reach(package: str) -> dict[str, Any]:
-    """All tests of the package, without a mutant: they must pass. Their times, and what each enters."""
-    plugin = _Reaching(package)
+def reach(package: str, kept: Path) -> str:
+    """All tests of the package of which nothing is kept, without a mutant: they must pass. What failed, or nothing."""
+    plugin = _Reaching(package, kept)
     code = _pytest([f"tests/{package}"], plugin)
-    if code != 0:
-        return {"failed": plugin.failed or f"pytest ended with {code}"}
-    return {
-        "tests": {
-            name: asdict(Test(round(plugin.seconds[name], 4), functions))
-            for name, functions in plugin.functions.items()
-        }
-    }
+    return plugin.failed or ("" if code in (0, pytest.ExitCode.NO_TESTS_COLLECTED) else f"pytest ended with {code}")
 
 
 def entering(function: str, known: Reach) -> list[str]:
-    """Those that enter the function, quickest first; all of them where none was seen to."""
-    there = [name for name, test in known.items() if function in test.functions]
-    return sorted(there or known, key=lambda name: (known[name].seconds, name))
+    """Those that enter the function, most particular first: what enters few others. All where none was seen to."""
+    there = [name for name, test in known.items() if function in test.functions] or list(known)
+    return sorted(there, key=lambda name: (len(known[name].functions), known[name].seconds, name))
 
 
 def by_tests(mutant: str | None, wanted: Sequence[str]) -> dict[str, Any]:
-    """Runs these tests until one fails."""
+    """Runs these tests until one fails: first those in the file of the first one, which often suffices, as to import all
+    files takes longer than most tests."""
     resource.setrlimit(resource.RLIMIT_CPU, (TESTS_PROCESSOR_S_MAX, TESTS_PROCESSOR_S_MAX))
     if mutant is not None:
         force(mutant)
-    plugin = _Watch(wanted)
-    code = _pytest(sorted({name.split("::")[0] for name in wanted}), plugin)
-    caught = code not in (0, pytest.ExitCode.NO_TESTS_COLLECTED)
-    return asdict(Verdict(caught, (plugin.failed or f"pytest ended with {code}") if caught else "", 0.0, plugin.count))
+    first = wanted[0].split("::")[0]
+    looked_at = 0
+    for part in (
+        [name for name in wanted if name.split("::")[0] == first],
+        [name for name in wanted if name.split("::")[0] != first],
+    ):
+        if part:
+            plugin = _Watch(part)
+            code = _pytest(sorted({name.split("::")[0] for name in part}), plugin)
+            looked_at += plugin.count
+            if code != 0:
+                return asdict(Verdict(True, plugin.failed or f"pytest ended with {code}", 0.0, looked_at))
+    return asdict(Verdict(False, "", 0.0, looked_at))
 
 
 # --- The simulator --------------------------------------------------------------------------------------------------
