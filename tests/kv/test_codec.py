@@ -22,7 +22,19 @@ from raftcache.kv.codec import (
     encode_outcome,
     encode_result,
 )
-from raftcache.kv.operations import Command, Failure, Increment, Operation, Put, Result, SessionStamp, WriteResult
+from raftcache.kv.operations import (
+    Command,
+    CompareAndSwap,
+    Delete,
+    Failure,
+    Increment,
+    Operation,
+    Put,
+    Result,
+    Scan,
+    SessionStamp,
+    WriteResult,
+)
 from tests.kv.strategies import COMMANDS, OPERATIONS, RESULTS, U64
 
 
@@ -35,6 +47,26 @@ def test_a_batch_survives_its_bytes(commands: list[Command], proposed_ms: int) -
 @given(OPERATIONS)
 def test_an_operation_survives_its_bytes(operation: Operation) -> None:
     """Reads and writes alike."""
+    assert operation == decode_operation(encode_operation(operation))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        Scan(b"a"),
+        Scan(b"a", b"b"),
+        Scan(b"a", keys_only=True),
+        Scan(b"a", count_only=True),
+        Put(b"a", b"1"),
+        Put(b"a", b"1", return_previous=True),
+        Delete(b"a"),
+        Delete(b"a", return_previous=True),
+        CompareAndSwap(b"a", None, b"1"),
+        CompareAndSwap(b"a", b"", b"1"),
+    ],
+)
+def test_what_is_asked_for_survives_its_bytes_and_nothing_else_is(operation: Operation) -> None:
+    """Each flag by itself, and none."""
     assert operation == decode_operation(encode_operation(operation))
 
 

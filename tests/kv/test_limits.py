@@ -161,12 +161,42 @@ def test_slot_ranges_that_make_no_sense_are_refused(ranges: tuple[tuple[Slot, Sl
 
 
 @pytest.mark.parametrize(
-    "stamp", [SessionStamp(0, 1, 1), SessionStamp(1, 0, 1), SessionStamp(1, 1, 0), SessionStamp(1, 4, 5)]
+    "stamp",
+    [
+        SessionStamp(0, 1, 1),
+        SessionStamp(1, 0, 1),
+        SessionStamp(1, 1, 0),
+        SessionStamp(1, 4, 5),
+        SessionStamp(2**64, 1, 1),
+        SessionStamp(1, 2**64, 1),
+    ],
 )
 def test_stamps_that_make_no_sense_are_refused(stamp: SessionStamp) -> None:
-    """Sessions and numbers start at 1, and nobody acknowledges the reply that is being asked for."""
+    """Sessions and numbers start at 1 and have 64 bits, and nobody acknowledges the reply that is being asked for."""
     with pytest.raises(InvalidRequest):
         check_stamp(stamp)
+
+
+@pytest.mark.parametrize(
+    ("name", "ceiling"),
+    [
+        ("key_bytes_max", 506),
+        ("value_bytes_max", 16 << 20),
+        ("transaction_operations_max", 1024),
+        ("transaction_bytes_max", 32 << 20),
+        ("scan_entries_max", 1 << 20),
+        ("scan_bytes_max", 64 << 20),
+        ("session_window", 65_536),
+        ("session_reply_bytes_max", 32 << 20),
+        ("session_reply_bytes_total_max", 1 << 32),
+        ("sessions_max", 1 << 24),
+    ],
+)
+def test_each_limit_may_be_what_the_format_holds_and_not_one_more(name: str, ceiling: int) -> None:
+    """Whoever sets a limit to its ceiling gets it."""
+    assert ceiling == getattr(KvLimits(**{name: ceiling}), name)
+    with pytest.raises(ConfigError, match=name):
+        KvLimits(**{name: ceiling + 1})
 
 
 def test_limits_above_their_ceiling_are_refused() -> None:

@@ -30,6 +30,7 @@ from tests.mutants.judging import (
     known_tests,
     prepare,
     reach,
+    reach_of_simulation,
 )
 from tests.mutants.mutations import PACKAGES, TOP, Mutant, sample
 
@@ -84,13 +85,15 @@ class Campaign:
 
     def open_questions(self) -> list[tuple[Mutant, str]]:
         """What a run has still to ask: the tests first, as what they let through goes on to the simulator."""
+        of_survivors: list[tuple[Mutant, str]] = []
+        of_others: list[tuple[Mutant, str]] = []
         unasked = [(mutant, TESTS) for mutant in self.mutants if self.verdict(mutant, TESTS) is None]
         for mutant in self.mutants:
             by_tests = self.verdict(mutant, TESTS)
-            due = mutant in self.simulated_anyway or (by_tests is not None and not by_tests.caught)
-            if due and self.verdict(mutant, SIMULATION) is None:
-                unasked.append((mutant, SIMULATION))
-        return unasked
+            let_through = by_tests is not None and not by_tests.caught
+            if (let_through or mutant in self.simulated_anyway) and self.verdict(mutant, SIMULATION) is None:
+                (of_survivors if let_through else of_others).append((mutant, SIMULATION))
+        return unasked + of_survivors + of_others
 
     def forget_survivors_of_tests(self) -> None:
         """The tests have changed: they are asked again about what they let through."""
@@ -142,6 +145,8 @@ class Campaign:
             if instrument == TESTS:
                 wanted = entering(f"{mutant.module}:{mutant.function}", self.known[mutant.package])
                 yield name, lambda mutant=mutant, wanted=wanted: by_tests(mutant.name, wanted)
+            elif f"{mutant.module}:{mutant.function}" not in self.known[SIMULATION][SIMULATION].functions:
+                self._keep(mutant, SIMULATION, Verdict(False))
             else:
                 first_seed = FIRST_SEED + self.mutants.index(mutant) * SEEDS_PER_MUTANT
                 yield (
@@ -154,17 +159,17 @@ class Campaign:
     def _learn_reach(self, children: Children, say: Callable[[str], None]) -> None:
         def done(package: str, failed: str | None, ended: str, seconds: float) -> None:
             if failed is None or failed:
-                raise RuntimeError(f"tests/{package} fails without a mutant: {failed or ended}")
+                raise RuntimeError(f"{package} fails without a mutant: {failed or ended}")
             self._complete(package).touch()
-            say(f"tests/{package} without a mutant: {len(known_tests(self._reach_file(package)))} tests pass")
+            say(f"{package} passes without a mutant")
 
-        tasks = (
-            (package, lambda package=package: reach(package, self._reach_file(package)))
-            for package in PACKAGES
-            if not self._complete(package).exists()
-        )
-        children.run(tasks, done)
-        self.known = {package: known_tests(self._reach_file(package)) for package in PACKAGES}
+        tasks: dict[str, Callable[[], str]] = {
+            package: lambda package=package: reach(package, self._reach_file(package)) for package in PACKAGES
+        }
+        tasks[SIMULATION] = lambda: reach_of_simulation(self._reach_file(SIMULATION))
+        missing = (each for each in tasks.items() if not self._complete(each[0]).exists())
+        children.run(missing, done)
+        self.known = {name: known_tests(self._reach_file(name)) for name in tasks}
 
     def _reach_file(self, package: str) -> Path:
         return self.directory / f"tests-{package}.jsonl"

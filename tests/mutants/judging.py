@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -39,6 +39,8 @@ TESTS_PROCESSOR_S_MAX = 120
 """Of all tests of one mutant; without a mutant they take less than a fourth of it."""
 SEED_PROCESSOR_S_MAX = 20
 """Of one seed of the simulator, beyond the budget. Most take one."""
+REACHING_SEEDS = 12
+"""By which it is known what the simulator enters at all."""
 WAITING_S_MAX = 400
 DATA_BYTES_MAX = 3 << 29
 """What a process may have for itself; memory maps of files do not count."""
@@ -222,20 +224,13 @@ class _Reaching(_Watch):
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        seen: set[CodeType] = set()
-
-        def enter(frame: FrameType, event: str, argument: object) -> None:
-            seen.add(frame.f_code)
-
         started = time.process_time()
-        threading.settrace(enter)
-        sys.settrace(enter)
+        seen: set[CodeType] = set()
         try:
-            return (yield)
+            with _entered(seen):
+                return (yield)
         finally:
-            sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
-            functions = sorted({_qualified(code) for code in seen if code.co_filename.startswith(self._inside)})
+            functions = _qualified(seen, self._inside)
             if not self.failed:
                 test = Test(round(time.process_time() - started, 4), functions)
                 with self._kept.open("a") as file:
@@ -248,9 +243,29 @@ def known_tests(kept: Path) -> dict[str, Test]:
     return {name: Test(**test) for line in lines for name, test in json.loads(line).items()}
 
 
-def _qualified(code: CodeType) -> str:
-    module = ".".join(Path(code.co_filename).relative_to(TOP).with_suffix("").parts)
-    return f"{module}:{code.co_qualname.replace('.<locals>', '')}"
+@contextmanager
+def _entered(seen: set[CodeType]) -> Iterator[None]:
+    """Adds all code that is entered in this block, by any thread."""
+
+    def enter(frame: FrameType, event: str, argument: object) -> None:
+        seen.add(frame.f_code)
+
+    threading.settrace(enter)
+    sys.settrace(enter)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+
+
+def _qualified(seen: set[CodeType], inside: str) -> list[str]:
+    """`module:qualified name` of what lies in this directory."""
+    return sorted(
+        f"{'.'.join(Path(code.co_filename).relative_to(TOP).with_suffix('').parts)}:{code.co_qualname.replace('.<locals>', '')}"
+        for code in seen
+        if code.co_filename.startswith(inside)
+    )
 
 
 def _pytest(paths: Sequence[str], plugin: _Watch) -> int:
@@ -307,6 +322,20 @@ def by_tests(mutant: str | None, wanted: Sequence[str]) -> dict[str, Any]:
 
 
 # --- The simulator --------------------------------------------------------------------------------------------------
+
+
+def reach_of_simulation(kept: Path) -> str:
+    """What some seeds enter, without a mutant: nothing else can be found by the simulator. What failed, or nothing."""
+    from tests.simulation.run import run
+
+    seen: set[CodeType] = set()
+    with _entered(seen):
+        for seed in range(REACHING_SEEDS):
+            if problems := run(seed).problems:
+                return str(problems[0])
+    test = Test(0.0, _qualified(seen, str(TOP / "raftcache") + os.sep))
+    kept.write_text(json.dumps({"simulation": asdict(test)}) + "\n")
+    return ""
 
 
 def by_simulation(mutant: str | None, *, first_seed: int, budget_s: float) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Bench:
         log, model = self.log, self.model
         assert model.last_index() == log.last_index
         assert model.term(model.last_index()) == log.last_term
+        assert model.first_index() == log.first_index()
         assert log.applied <= log.applying <= log.commit <= log.last_index
         assert log.durable <= log.handed <= log.last_index
         for index in range(model.start, model.last_index() + 2):
@@ -225,3 +226,11 @@ def test_newer_snapshot_takes_the_place_of_one_on_its_way() -> None:
     bench.finish()
     assert not bench.log.restoring
     assert (Index(10), Index(10)) == (bench.log.applied, bench.log.durable)
+
+
+def test_a_page_is_filled_up_to_its_last_byte() -> None:
+    """Entries that take exactly the bytes that are allowed come together; one byte less, and the last stays behind."""
+    log = RaftLog(Storage(), applied=Index(0))
+    log.append([entry(1, 1, 2), entry(2, 1, 3), entry(3, 1, 1)])
+    assert [1, 2] == [each.index for each in log.entries(Index(1), Index(4), 5)]
+    assert [1] == [each.index for each in log.entries(Index(1), Index(4), 4)]

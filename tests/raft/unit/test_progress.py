@@ -55,6 +55,16 @@ def test_message_larger_than_the_window_passes_when_it_is_empty() -> None:
     assert not window.full()
 
 
+def test_cleared_window_holds_nothing() -> None:
+    """Neither messages nor bytes: the next message of exactly the window's size fits, and fills it."""
+    window = Inflights(messages_max=4, bytes_max=10)
+    window.add(Index(1), 7)
+    window.clear()
+    assert (0, 0) == (len(window), window.bytes_in_flight)
+    window.add(Index(2), 10)
+    assert window.full()
+
+
 def test_full_window_refuses_more() -> None:
     """Adding to a full window is a bug, not a silent overrun."""
     window = Inflights(messages_max=1, bytes_max=10)
@@ -114,6 +124,19 @@ def test_refused_probe_goes_on_at_the_hint(rejected: int, hint: int, next_: int)
     follower = progress(match=0, next_=rejected + 1)
     assert follower.maybe_decrease(rejected=Index(rejected), hint=Index(hint))
     assert Index(next_) == follower.next
+
+
+def test_an_empty_message_that_was_due_is_not_due_after_a_change_of_state() -> None:
+    """What was lost before it is sent again anyway."""
+    for change in (
+        Progress.become_probe,
+        Progress.become_replicate,
+        lambda follower: follower.become_snapshot(Index(9)),
+    ):
+        follower = replicating(3)
+        follower.probe_due = True
+        change(follower)
+        assert not follower.probe_due
 
 
 def test_snapshot_pauses_and_its_end_is_the_best_guess() -> None:
