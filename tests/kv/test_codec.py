@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from raftcache import errors
 from raftcache.errors import NotLeader, OutcomeUnknown, RaftCacheError, Unavailable, UnsupportedVersion
-from raftcache.ids import Slot
+from raftcache.ids import Revision, Slot
 from raftcache.kv import result_codec
 from raftcache.kv.codec import (
     Batch,
@@ -28,6 +28,7 @@ from raftcache.kv.operations import (
     Delete,
     Failure,
     Increment,
+    IncrementResult,
     Operation,
     Put,
     Result,
@@ -174,6 +175,12 @@ def test_what_fits_no_field_cannot_be_encoded(operation: Put | Increment) -> Non
         encode_operation(operation)
     with pytest.raises(ValueError, match="cannot be encoded"):
         encode_batch([Command(operation, Slot(0))], proposed_ms=0)
+
+
+def test_a_result_that_fits_no_field_cannot_be_encoded() -> None:
+    """It is refused, and not cut short."""
+    with pytest.raises(ValueError, match="a IncrementResult cannot be encoded"):
+        encode_result(IncrementResult(Revision(1), 2**63))
 
 
 def test_the_bytes_of_version_1_stay_what_they_are() -> None:

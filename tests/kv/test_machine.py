@@ -442,6 +442,15 @@ def test_a_page_has_at_least_one_entry_and_then_keeps_to_its_bytes(shard: Shard)
     assert [b"b", b"c"] == [found.key for found in second.entries]
 
 
+def test_the_bytes_of_a_page_are_those_of_its_keys_too(shard: Shard) -> None:
+    """Without values they are all that counts; with them they count as well."""
+    shard.run(Put(b"aaaa", b"1"), Put(b"bbbb", b"2"), Put(b"cccc", b"3"))
+    assert [b"aaaa", b"bbbb"] == [found.key for found in shard.scan(Scan(b"", keys_only=True, bytes_max=8)).entries]
+    assert [b"aaaa"] == [found.key for found in shard.scan(Scan(b"", keys_only=True, bytes_max=7)).entries]
+    assert [b"aaaa", b"bbbb"] == [found.key for found in shard.scan(Scan(b"", bytes_max=10)).entries]
+    assert [b"aaaa"] == [found.key for found in shard.scan(Scan(b"", bytes_max=9)).entries]
+
+
 def test_bounds_that_no_key_can_have_are_refused(shard: Shard) -> None:
     """A scan from beyond the longest record key must not reach the records."""
     for scan in (Scan(b"k" * 507), Scan(b"", b"k" * 507)):

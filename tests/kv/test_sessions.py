@@ -202,6 +202,30 @@ def test_too_many_bytes_of_replies_push_out_the_least_recently_used() -> None:
     shard.assert_verified()
 
 
+def test_no_more_sessions_are_pushed_out_than_must_be() -> None:
+    """As soon as a tenth is free, those that were used later keep their replies."""
+    reply = REPLY_OVERHEAD_BYTES + 11
+    shard = Shard(limits=KvLimits(session_reply_bytes_max=reply * 10, session_reply_bytes_total_max=reply * 10))
+    oldest, older, new = (shard.open() for _ in range(3))
+    for session, count in ((oldest, 4), (older, 4), (new, 3)):
+        for sequence in range(1, count + 1):
+            shard.one(Put(b"k", b""), SessionStamp(session, sequence, 1))
+    assert reply * 7 == shard.machine.session_reply_bytes
+    assert "SESSION_EXPIRED" == shard.refused(Put(b"k", b""), SessionStamp(oldest, 5, 1)).reason
+    assert WriteResult(8) == shard.one(Put(b"k", b""), SessionStamp(older, 4, 1))  # type: ignore[arg-type]
+
+
+def test_bytes_of_replies_are_the_same_after_a_reload(shard: Shard) -> None:
+    """A replica that was started again pushes out the same sessions as those that were not."""
+    for _ in range(2):
+        session = shard.open()
+        shard.one(Increment(b"n"), SessionStamp(session, 1, 1))
+    held = shard.machine.session_reply_bytes
+    assert held > 0
+    shard.reload()
+    assert held == shard.machine.session_reply_bytes
+
+
 def test_a_command_may_end_its_own_session() -> None:
     """Closing under the session's own stamp, or opening one too many, leaves no bytes behind."""
     shard = Shard(limits=KvLimits(sessions_max=1))
