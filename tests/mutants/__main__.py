@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.mutants.campaign import EXAMINED, Campaign, report
+from tests.mutants.campaign import EXAMINED, SIMULATION_S, Campaign, report
 from tests.mutants.mutations import TOP, by_name
 
 COUNT, SEED = 200, 1
@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--minutes", type=float, default=60.0, help="start nothing after that; run again to go on")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--simulate", type=float, default=SIMULATION_S, help="seconds of processor time per mutant")
     parser.add_argument("--again", action="store_true", help="ask the tests again about what they let through")
     parser.add_argument("--directory", type=Path, default=TOP / "build" / "mutants", help="what was found is kept here")
     arguments = parser.parse_args()
@@ -39,7 +40,10 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # the children end with it
         until = time.monotonic() + arguments.minutes * 60
         campaign.run(
-            jobs=arguments.jobs, go_on=lambda: time.monotonic() < until, say=lambda line: print(line, flush=True)
+            jobs=arguments.jobs,
+            simulation_s=arguments.simulate,
+            go_on=lambda: time.monotonic() < until,
+            say=lambda line: print(line, flush=True),
         )
     text = report(campaign)
     print(text)

@@ -96,10 +96,10 @@ class Campaign:
         return unasked + of_survivors + of_others
 
     def forget_survivors_of_tests(self) -> None:
-        """The tests have changed: they are asked again about what they let through."""
+        """The tests have changed: they are asked again about what they let through, unless that was examined and accepted."""
         for mutant in self.mutants:
             found = self.verdict(mutant, TESTS)
-            if found is not None and not found.caught:
+            if found is not None and not found.caught and not examined(place_of(mutant)):
                 del self.verdicts[mutant.name, mutant.change, TESTS]
         lines = [_line(*key, verdict) for key, verdict in self.verdicts.items()]
         self._file.write_text("".join(lines))
@@ -115,7 +115,7 @@ class Campaign:
 
     # --- Running ----------------------------------------------------------------------------------------------------
 
-    def run(self, *, jobs: int, go_on: Callable[[], bool], say: Callable[[str], None]) -> None:
+    def run(self, *, jobs: int, simulation_s: float, go_on: Callable[[], bool], say: Callable[[str], None]) -> None:
         """Asks what is open, until all is answered or it is told to stop. Raises: `RuntimeError` if the tests fail by
         themselves: then they prove nothing about mutants."""
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -134,10 +134,10 @@ class Campaign:
                 self._keep(mutant, instrument, verdict)
                 say(f"{mutant}\n    {instrument}: {verdict.by or 'SURVIVED'} ({verdict.seconds} s)")
 
-            children.run(self._tasks(by_name, go_on), done)
+            children.run(self._tasks(by_name, simulation_s, go_on), done)
 
     def _tasks(
-        self, questions: dict[str, tuple[Mutant, str]], go_on: Callable[[], bool]
+        self, questions: dict[str, tuple[Mutant, str]], simulation_s: float, go_on: Callable[[], bool]
     ) -> Iterator[tuple[str, Callable[[], Any]]]:
         for name, (mutant, instrument) in questions.items():
             if not go_on():
@@ -152,7 +152,7 @@ class Campaign:
                 yield (
                     name,
                     lambda mutant=mutant, first=first_seed: by_simulation(
-                        mutant.name, first_seed=first, budget_s=SIMULATION_S
+                        mutant.name, first_seed=first, budget_s=simulation_s
                     ),
                 )
 

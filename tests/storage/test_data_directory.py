@@ -118,14 +118,15 @@ def test_a_lost_identity_does_not_become_a_new_one(place: tuple[Disk, str]) -> N
         open_directory(place, 42)
 
 
-def test_a_damaged_identity_is_refused(place: tuple[Disk, str]) -> None:
-    """Each changed byte of the identity is noticed."""
+@pytest.mark.parametrize("bit", [0x10, 0x01], ids=["no JSON any more", "another digit"])
+def test_a_damaged_identity_is_refused(place: tuple[Disk, str], bit: int) -> None:
+    """Each changed byte of the identity is noticed, also where it is an identity still, though another one."""
     disk, path = place
     open_directory(place, 41).close()
     text = read_file(disk, f"{path}/identity.json")
     for offset in range(len(text)):
         changed = bytearray(text)
-        changed[offset] ^= 0x10
+        changed[offset] ^= bit
         file = disk.open(f"{path}/identity.json")
         file.pwrite(bytes(changed), 0)
         file.close()
