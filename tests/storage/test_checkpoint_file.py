@@ -133,6 +133,17 @@ def test_stream_with_an_oversized_header_is_refused_before_it_is_buffered() -> N
         StreamParser(1 << 40).feed(STREAM_LENGTH.pack(HEADER_BYTES_MAX + 1))
 
 
+def test_stream_that_goes_on_behind_its_end_is_refused_at_once() -> None:
+    """A peer cannot make us store more than was announced, and checked against the room that there is."""
+    header = CheckpointHeader("f", HEADER.meta, 5, 99, 3, digest_of(b"abc"))
+    encoded = header.encode()
+    stream = STREAM_LENGTH.pack(len(encoded)) + encoded + b"abc"
+    parser = StreamParser(len(stream))
+    assert b"abc" == parser.feed(stream)
+    with pytest.raises(Corruption, match="has at least"):
+        parser.feed(b"d")
+
+
 def test_header_and_digest_are_stable() -> None:
     """A golden value: the forms on disk do not change by accident."""
     golden = (

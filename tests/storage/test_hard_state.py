@@ -197,15 +197,17 @@ def test_a_pair_that_contradicts_itself_is_refused() -> None:
         open_files(disk, directory)
 
 
-def test_room_is_reserved_before_it_is_needed() -> None:
-    """On a full disk votes of the replicas that exist are saved; room for more is refused before anything changes."""
+@pytest.mark.parametrize("replicas", [2000, 5459])
+def test_room_is_reserved_before_it_is_needed(replicas: int) -> None:
+    """On a full disk votes of the replicas that exist are saved; room for more is refused before anything changes. Also for
+    as many as leave no room for the checksum in a file that has room for all else."""
     disk, directory = simulated()
     files = create(disk, directory)
+    files.reserve(replicas)
     disk.capacity_bytes = disk.used_bytes()
-    files.reserve(2000)
     with pytest.raises(StorageFull):
-        files.reserve(5000)
-    for replica in range(1, 2001):
+        files.reserve(replicas + RESERVE_BYTES)
+    for replica in range(1, replicas + 1):
         files.set(ReplicaId(replica), VOTED)
     files.save(Position(1))
-    assert open_files(disk, directory).get(ReplicaId(2000)) == VOTED
+    assert open_files(disk, directory).get(ReplicaId(replicas)) == VOTED

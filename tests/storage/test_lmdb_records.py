@@ -194,3 +194,11 @@ def test_key_hidden_by_a_damaged_separator_is_found_missing(tmp_path: Path) -> N
     with pytest.raises(Damaged, match="cannot be looked up"):
         closed.check_lookups()
     closed.close()
+
+
+def test_file_that_is_none_of_lmdb_is_damage(tmp_path: Path) -> None:
+    """It is named as what it is, and not met as an error of the engine that nobody expects."""
+    path = tmp_path / "file"
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(Damaged, match="LMDB cannot open"):
+        ClosedFile(str(path))
