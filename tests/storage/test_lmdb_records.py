@@ -196,6 +196,18 @@ def test_key_hidden_by_a_damaged_separator_is_found_missing(tmp_path: Path) -> N
     closed.close()
 
 
+def test_a_copy_that_cannot_be_begun_is_a_lost_state(records: LmdbRecords) -> None:
+    """The engine has places for so many readers; one more gets no copy, and the error is none of the engine's."""
+    pinned = []
+    try:
+        with pytest.raises(StateLost, match="begin of a copy"):
+            for _ in range(1000):
+                pinned.append(records.pin())  # noqa: PERF401 - it ends with the error
+    finally:
+        for copy in pinned:
+            copy.release()
+
+
 def test_file_that_is_none_of_lmdb_is_damage(tmp_path: Path) -> None:
     """It is named as what it is, and not met as an error of the engine that nobody expects."""
     path = tmp_path / "file"
