@@ -316,6 +316,27 @@ def test_install_never_takes_what_another_checkpoint_prepared(monkeypatch: pytes
     assert (receiver.get(b"a"), receiver.get(b"b")) == (b"4", None)
 
 
+def test_snapshot_that_has_come_to_its_end_is_not_abandoned(home: Home) -> None:
+    """Whoever drops it late, after it was handed over to be verified, takes nothing away; and it takes nothing more."""
+    sender = Replica(home, 1).bootstrap()
+    receiver = Replica(home, 2)
+    assert receiver.store.open() is None
+    source = sender.store.open_checkpoint_for_read(FIRST)
+    incoming = receiver.store.begin_incoming(FIRST, size=source.size, digest=source.digest)
+    while chunk := source.chunk():
+        incoming.add(chunk)
+    source.close()
+    results: list[CheckpointResult] = []
+    incoming.finish(results.append)
+    incoming.abandon()
+    with pytest.raises(Corruption, match="not wanted"):
+        incoming.add(b"x")
+    home.loop.run_until(lambda: bool(results))
+    assert FIRST == verified(results[0]).meta
+    receiver.store.discard_live()
+    sender.store.discard_live()
+
+
 def test_second_incoming_snapshot_replaces_the_first(home: Home) -> None:
     """A leader that starts over is not held up by what it began before."""
     sender = Replica(home, 1).bootstrap()

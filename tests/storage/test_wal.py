@@ -358,6 +358,34 @@ def test_a_snapshot_for_followers_is_what_was_set_last() -> None:
     assert log.snapshot() == older
 
 
+def test_a_configuration_that_was_moved_is_one_after_a_restart() -> None:
+    """Entries that hold up an old segment are moved with their kind: a core that is restarted finds its configurations."""
+    machine = simulated_machine()
+    wal = machine.open()
+    wal.create(R1, ShardId(0), None)
+    wal.create(R2, ShardId(1), None)
+    members = encode_configuration(THREE)
+    wal.write([write(2, [entry(1), entry(2, data=members, kind=EntryKind.CONFIGURATION), entry(3)])])
+    for lo in range(1, 400, 10):
+        wal.write([write(1, entries(lo, lo + 10, 1, 500), compact_to=Index(lo))])
+        wal.sync()
+        wal.collect()
+    assert wal.stats.moved_bytes > 0
+    wal.close()
+    log = machine.open().log(R2)
+    assert [(Index(2), THREE)] == log.configurations(after=Index(0))
+
+
+def test_a_log_that_begins_anew_has_no_bytes() -> None:
+    """What it had counts no longer, to the byte: when a checkpoint is due goes by that."""
+    wal = simulated_machine().open()
+    wal.create(R1, ShardId(0), None)
+    wal.write([write(1, entries(1, 5, 1, 100))])
+    assert 400 == wal.log(R1).data_bytes
+    wal.write([write(1, [], snapshot=SnapshotMeta(Index(9), Term(1), THREE))])
+    assert 0 == wal.log(R1).data_bytes
+
+
 def test_a_snapshot_from_before_the_log_is_refused() -> None:
     """It would drop acknowledged entries without a word: an old checkpoint does not reset the log that went on after it."""
     wal = simulated_machine().open()
