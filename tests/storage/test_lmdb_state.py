@@ -80,17 +80,18 @@ def test_flipped_bits_anywhere_in_the_live_state_never_make_a_wrong_checkpoint(t
 
 
 def test_truncated_file_is_refused_before_it_is_mapped(home: Home) -> None:
-    """A state file shorter than its meta page claims is damage, and not a SIGBUS."""
+    """A state file shorter than its meta page claims is damage, and not a SIGBUS; be it by one byte."""
     replica = Replica(home).bootstrap()
     replica.put_many({b"key%d" % number: bytes(1000) for number in range(100)})
     verified(replica.checkpoint())
     path = f"{home.directory(1)}/checkpoints/2-1/state"
     replica.store.discard_live()
     check_size(path)
-    os.truncate(path, os.stat(path).st_size // 2)
-
-    with pytest.raises(Damaged, match="claims"):
-        check_size(path)
+    size = os.stat(path).st_size
+    for left in (size - 1, size // 2):
+        os.truncate(path, left)
+        with pytest.raises(Damaged, match="claims"):
+            check_size(path)
     with pytest.raises(Damaged, match="claims"):
         ChildVerifier().verify(path, Job())
     os.truncate(path, 0)
