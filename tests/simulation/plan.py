@@ -253,7 +253,7 @@ def _faults(plan: Plan, draw: random.Random) -> tuple[Fault, ...]:
             3_000,
             lambda t: Fault(t, "flip", plan.flips_node, how=draw.choice(what), number=draw.getrandbits(30)),
         )
-        if draw.random() < 0.6:
+        if draw.random() < 0.9:
             # Damage to the log ends the node for good where it is found, and that is where the log is read again.
             at_ms = draw.randrange(plan.safety_ms // 2, plan.safety_ms - 1_000)
             script.faults += [
