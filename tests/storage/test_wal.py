@@ -1,6 +1,7 @@
 """The write-ahead log without faults, on the real disk and on the simulated one."""
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -374,6 +375,18 @@ def test_a_configuration_that_was_moved_is_one_after_a_restart() -> None:
     wal.close()
     log = machine.open().log(R2)
     assert [(Index(2), THREE)] == log.configurations(after=Index(0))
+
+
+def test_a_closed_log_holds_no_file_open(tmp_path: Path) -> None:
+    """Neither segments nor the hard state: a process may open and close it as often as it likes."""
+    machine = os_machine(str(tmp_path))
+    held = len(os.listdir("/proc/self/fd"))
+    wal = machine.open()
+    wal.create(R1, ShardId(0), None)
+    wal.preallocate()
+    assert len(os.listdir("/proc/self/fd")) > held
+    wal.close()
+    assert held == len(os.listdir("/proc/self/fd"))
 
 
 def test_a_log_that_begins_anew_has_no_bytes() -> None:
