@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutants.judging import (
+    FAILED,
     Children,
     Test,
     Verdict,
@@ -106,6 +107,8 @@ class Campaign:
         for package in PACKAGES:
             kept = self._reach_file(package)
             self._complete(package).unlink(missing_ok=True)
+            if not kept.exists():
+                continue
             known = {
                 name: test
                 for name, test in known_tests(kept).items()
@@ -129,6 +132,10 @@ class Campaign:
                 name: str, answer: Any, ended: str, seconds: float, by_name: dict[str, tuple[Mutant, str]] = by_name
             ) -> None:
                 mutant, instrument = by_name[name]
+                if ended == FAILED:
+                    raise RuntimeError(
+                        f"{instrument} could not be asked about {mutant}; see {self.directory}/answer-*.txt"
+                    )
                 verdict = Verdict(**answer) if answer else Verdict(True, ended)
                 verdict.seconds = round(seconds, 2)
                 self._keep(mutant, instrument, verdict)
@@ -221,7 +228,8 @@ def place_of(mutant: Mutant) -> str:
 def examined(row: str, document: Path = EXAMINED) -> str:
     """What the document says of this survivor."""
     text = document.read_text() if document.exists() else ""
-    found = re.search(re.escape(row) + r" (.*) \|$", text, re.MULTILINE)
+    section = text.partition("## Survivors")[2].partition("\n## ")[0]
+    found = re.search(re.escape(row) + r" (.*) \|$", section, re.MULTILINE)
     return found[1] if found else ""
 
 

@@ -45,6 +45,9 @@ WAITING_S_MAX = 400
 DATA_BYTES_MAX = 3 << 29
 """What a process may have for itself; memory maps of files do not count."""
 
+FAILED = "the launcher itself has failed"
+"""No answer, and not because of a mutant: what a test or a seed raises is caught where it is run."""
+
 Reach = Mapping[str, "Test"]
 
 
@@ -138,7 +141,13 @@ class Children:
         ended = ""
         if not text:
             code = os.waitstatus_to_exitcode(status)
-            ended = f"the process ended with status {code}" if code >= 0 else f"hang ({signal.Signals(-code).name})"
+            ended = (
+                FAILED
+                if code == 1
+                else f"the process ended with status {code}"
+                if code >= 0
+                else f"hang ({signal.Signals(-code).name})"
+            )
         done(name, json.loads(text) if text else None, ended, used.ru_utime + used.ru_stime)
 
 

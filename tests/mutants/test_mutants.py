@@ -245,8 +245,9 @@ def test_a_survivor_that_nobody_examined_is_named(tmp_path: Path) -> None:
     survivor = campaign.mutants[0]
     for instrument in (TESTS, SIMULATION):
         campaign._keep(survivor, instrument, Verdict(False, "", 1.0, 1))
-    row = place_of(survivor)
+    row, other = map(place_of, campaign.mutants[:2])
     assert f"{row} NOT EXAMINED |" in report(campaign)
     document = tmp_path / "document.md"
-    document.write_text(f"| survivor | change | examined |\n|---|---|---|\n{row} equivalent: it is a bound |\n")
+    document.write_text(f"## Survivors\n\n{row} equivalent: it is a bound |\n\n## Others\n\n{other} caught |\n")
     assert "equivalent: it is a bound" == examined(row, document)
+    assert "" == examined(other, document)
