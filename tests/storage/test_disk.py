@@ -1,6 +1,7 @@
 """The disk: both implementations behave alike, and the simulated one forgets what was not synced."""
 
 import errno
+import os
 from pathlib import Path
 from random import Random
 
@@ -344,3 +345,15 @@ def test_what_would_survive_a_power_cut_can_be_asked_without_one() -> None:
     survivor.open("d/f").pwrite(b"c", 0)
     assert b"a" * 50 + b"b" * 10 + b"a" * 40 == read_file(disk, "d/f")
     assert (["d/f"], 100) == (disk.paths(), disk.size_of("d/f"))
+
+
+def test_what_the_kernel_cuts_short_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads and writes may end early (a signal, a 2 GiB limit); the caller gets all, and a read ends with the file."""
+    pread, pwrite = os.pread, os.pwrite
+    monkeypatch.setattr("os.pread", lambda descriptor, length, offset: pread(descriptor, min(length, 3), offset))
+    monkeypatch.setattr("os.pwrite", lambda descriptor, data, offset: pwrite(descriptor, bytes(data[:4]), offset))
+    file = OsDisk().open(f"{tmp_path}/file", create=True)
+    file.pwrite(b"0123456789", 1)
+    assert b"\x000123456789" == file.pread(11, 0)
+    assert b"456789" == file.pread(100, 5)
+    file.close()
