@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 import sys
 import time
@@ -17,7 +16,9 @@ COUNT, SEED = 200, 1
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("what", choices=["run", "report", "stored", "show"], help="stored: the tables of the document")
+    parser.add_argument(
+        "what", choices=["run", "report", "stored", "show"], help="stored: what the document says of the last"
+    )
     parser.add_argument("mutant", nargs="?", help="show: module:place:choice")
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--seed", type=int, default=SEED)
@@ -31,7 +32,8 @@ def main() -> int:
         print(by_name(arguments.mutant))
         return 0
     if arguments.what == "stored":
-        print(re.sub(r"\A.*?(?=^\| )", "", EXAMINED.read_text(), count=1, flags=re.DOTALL | re.MULTILINE))
+        tables = EXAMINED.read_text().partition("## What came out\n\n")[2]
+        print(tables.partition("\n## Who caught which")[0])
         return 0
     campaign = Campaign.open(arguments.directory, count=arguments.count, seed=arguments.seed)
     if arguments.what == "run":
