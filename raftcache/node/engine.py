@@ -166,9 +166,7 @@ class Engine:
         """Leaders with writes that came during a sync: proposed when it ends, they are one group, on every node's disk."""
         self._backlog: dict[ReplicaId, Replica] = {}
         """Replicas with more to apply than the page that this turn applied."""
-        self._turn_scheduled = False
-        self._preallocating = False
-        self._closed = False
+        self._turn_scheduled = self._preallocating = self._closed = False
         self._ticks = 0
 
     # --- Life ---------------------------------------------------------------------------------------------------------

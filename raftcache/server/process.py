@@ -387,9 +387,12 @@ class NodeProcess:
         engine = host.engine
         if engine is not None:
             give_up_ns = self._clock.monotonic_ns() + int(DRAIN_SECONDS * NS_PER_SECOND)
+            led = left = engine.drain()
             # Polled: whether a leadership is gone is decided in the core, which knows no events of a loop.
-            while engine.drain() and self._clock.monotonic_ns() < give_up_ns:  # noqa: ASYNC110
+            while left and self._clock.monotonic_ns() < give_up_ns:
                 await asyncio.sleep(DRAIN_POLL_SECONDS)
+                left = engine.drain()
+            observer.event("node_drained", led=led, left=left)
         await front.stop(FRONT_GRACE_SECONDS)
 
     def _front(self, host: Host, reporting: Reporting) -> GrpcFront | FastFront:

@@ -32,6 +32,7 @@ EVENTS: Mapping[str, tuple[Level, str]] = {
     # The process.
     "node_started": (Level.INFO, "All ports are open and the data directory is recovered."),
     "node_draining": (Level.INFO, "SIGTERM or an operator: leaderships are handed off, new requests are refused."),
+    "node_drained": (Level.INFO, "... and this is how many it led, and how many of them nobody took over in time."),
     "node_stopped": (Level.INFO, "A clean end."),
     "node_fatal": (Level.ERROR, "The process ends at once, because going on could lose or invent data."),
     "loop_stalled": (Level.WARNING, "The event loop did not run for longer than a heartbeat interval."),

@@ -144,7 +144,7 @@ def test_a_transaction_runs_one_branch_or_the_other(here: Run) -> None:
     )
     apart = {"then": [{"put": {"key": "a", "value": ""}}, {"put": {"key": "b", "value": ""}}]}
     refused = here("txn", input=json.dumps(apart))
-    assert (Exit.USAGE, True) == (refused.exit_code, "{user7}" in refused.stderr)
+    assert (Exit.USAGE, True) == (refused.exit_code, "{user1}" in refused.stderr)
 
 
 def test_the_cluster_is_shown_from_any_node(here: Run, cluster: Shell) -> None:

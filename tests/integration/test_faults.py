@@ -110,9 +110,13 @@ def test_stale_read_says_how_old_it_is(cluster: Cluster) -> None:
     leader = cluster.leader_of(1)
     cluster.kv(leader).Put(kv_pb2.PutRequest(key=b"k", value=b"v"), timeout=10)
     follower = next(node for node in cluster.nodes if node is not leader)
-    wait_until(cluster.level, "the follower to be level")
     request = kv_pb2.GetRequest(key=b"k", consistency=types_pb2.CONSISTENCY_STALE)
-    response = cluster.kv(follower).Get(request, timeout=10, wait_for_ready=True)
+    # A follower hears that the write is committed with the next message of its leader.
+    wait_until(
+        lambda: cluster.kv(follower).Get(request, timeout=10, wait_for_ready=True).entry.value == b"v",
+        "the follower to have the write",
+    )
+    response = cluster.kv(follower).Get(request, timeout=10)
     assert b"v" == response.entry.value
     assert response.header.index > 0
     assert response.header.age_ms < 5_000
