@@ -123,13 +123,16 @@ class Bench:
         for problem in measurement.problems:
             say(f"    PROBLEM: {problem}")
 
+    def _ours(self, shards: int = 1) -> contextlib.AbstractContextManager[systems.Raftcache]:
+        return raftcache_cluster(self._directory(), shards=shards, front=self.options.front)
+
     # --- Parts --------------------------------------------------------------------------------------------------------
 
     def _compare(self, load: Callable[[systems.System, Plan], None], run: int) -> None:
         """Both systems in the same minutes, each fresh; who goes first alternates."""
         for which in ("raftcache", "etcd") if run % 2 else ("etcd", "raftcache"):
             if which == "raftcache":
-                with raftcache_cluster(self._directory()) as ours:
+                with self._ours() as ours:
                     load(ours, self._plan(run))
             else:
                 with etcd_cluster(self._directory()) as theirs:
@@ -137,16 +140,16 @@ class Bench:
 
     def _shards(self, run: int) -> None:
         for shards in (1, SHARDS) if run % 2 else (SHARDS, 1):
-            with raftcache_cluster(self._directory(), shards=shards) as ours:
+            with self._ours(shards) as ours:
                 throughput.many_shards(ours, self._plan(run))
 
     def _failover(self) -> None:
-        with raftcache_cluster(self._directory()) as ours:
+        with self._ours() as ours:
             times = QUICK_KILLS if self.options.quick else KILLS
             self.absolute.new_leader_seconds = failures.new_leader(ours, times, say)
 
     def _handover(self) -> None:
-        with raftcache_cluster(self._directory()) as ours:
+        with self._ours() as ours:
             stops = failures.clean_stops(ours, QUICK_STOPS if self.options.quick else STOPS)
         self.absolute.handover_requests = stops.requests
         self.absolute.handover_failures = dict(stops.failures)
@@ -161,12 +164,12 @@ class Bench:
         self.failed += stops.problems
 
     def _footprint(self) -> None:
-        with raftcache_cluster(self._directory()) as ours:
+        with self._ours() as ours:
             keys = QUICK_KEYS if self.options.quick else FOOTPRINT_KEYS
             self.absolute.footprint = footprint.many_keys(ours, keys, say)
 
     def _idle(self) -> None:
-        with raftcache_cluster(self._directory(), shards=IDLE_SHARDS) as ours:
+        with self._ours(IDLE_SHARDS) as ours:
             self.absolute.idle_shards = IDLE_SHARDS
             self.absolute.idle_cores = footprint.idle(ours, IDLE_SECONDS)
             say(f"  cores of each node: {', '.join(f'{cores:.3f}' for cores in self.absolute.idle_cores)}")
@@ -176,7 +179,7 @@ class Bench:
     def finish(self, machine: dict[str, object]) -> int:
         """Prints and writes the results; returns the exit status."""
         summaries = summarise(self.measurements)
-        verdicts = wanted.verdicts(summaries, self.absolute)
+        verdicts = wanted.verdicts(summaries, self.absolute, front=self.options.front)
         problems = report.problems_of(self.measurements) + self.failed
         if summaries:
             say("\n" + report.throughput_table(summaries))
@@ -194,7 +197,12 @@ class Bench:
         self._write(
             {
                 "machine": machine,
-                "options": {"runs": self.options.runs, "seconds": self.options.seconds, "parts": self.options.only},
+                "options": {
+                    "runs": self.options.runs,
+                    "seconds": self.options.seconds,
+                    "parts": self.options.only,
+                    "front": self.options.front,
+                },
                 "summaries": [asdict(each) for each in summaries],
                 "absolute": asdict(self.absolute),
                 "verdicts": [asdict(each) for each in verdicts],
@@ -285,6 +293,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.0, help=f"of each measurement (default {SECONDS:g})")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=f"of: {', '.join(PARTS)}"
+    )
+    parser.add_argument(
+        "--front", choices=tuple(wanted.RATIOS_WANTED), default="fast", help="of our nodes (default fast)"
     )
     parser.add_argument(
         "--directory", type=Path, default=TOP / "build", help="where clusters keep their data; must be a real disk"

@@ -128,10 +128,10 @@ class Raftcache:
 
 
 @contextlib.contextmanager
-def raftcache_cluster(directory: Path, *, shards: int = 1) -> Iterator[Raftcache]:
-    """Three fresh nodes with default settings, gone afterwards with their data."""
+def raftcache_cluster(directory: Path, *, shards: int = 1, front: str = "fast") -> Iterator[Raftcache]:
+    """Three fresh nodes with default settings but for their front, gone afterwards with their data."""
     try:
-        with running(directory, nodes=3, shards=shards) as cluster:
+        with running(directory, nodes=3, shards=shards, settings={"front.kind": front}) as cluster:
             system = Raftcache(cluster)
             system.settle()
             yield system
