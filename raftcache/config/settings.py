@@ -234,7 +234,13 @@ class Raft:
     """Consensus. The timing must be the same on all nodes."""
 
     tick_ms: int = _duration_ms(100, 5, 1_000, about="Length of a tick, the unit of the two settings below.")
-    heartbeat_ticks: int = _count(1, 1, 10, about="A leader's heartbeat interval (etcd: 100 ms).")
+    heartbeat_ticks: int = _count(
+        2,
+        1,
+        10,
+        about="A leader's heartbeat interval. At 200 ms 64 idle shards take two thirds of the processor time that they take at\n"
+        "100 ms (etcd's), and five heartbeats must be lost before anybody campaigns.",
+    )
     election_timeout_ticks: int = _count(
         10,
         5,

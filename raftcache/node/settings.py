@@ -11,9 +11,9 @@ class EngineSettings:
     """What the engine is bounded by. Times are nanoseconds, sizes bytes."""
 
     tick_ns: int = 100 * MS
-    """etcd's heartbeat interval; ten of them make the election timeout."""
     election_timeout_ticks: int = 10
-    heartbeat_ticks: int = 1
+    heartbeat_ticks: int = 2
+    """Five of them make the election timeout. Each costs an idle shard, so they are not more frequent."""
     entry_bytes_max: int = 1 << 20
     """A log entry takes commands until it has this many bytes; one larger command goes alone."""
     entry_commands_max: int = 4096

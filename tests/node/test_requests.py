@@ -128,7 +128,8 @@ def test_unproposed_writes_of_a_stream_are_not_overtaken_when_leadership_moves()
         new = nodes.lead()
         # The old leader hears of the new one ...
         nodes.heal()
-        new.engine.tick()
+        for _ in range(new.engine.settings.heartbeat_ticks):
+            new.engine.tick()
         while new.scheduler.step():
             pass
         mail = [entry for entry in nodes.mail if entry[1] == old.node]

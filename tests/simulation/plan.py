@@ -171,10 +171,13 @@ def draw_plan(seed: int, *, safety_ms: int = SAFETY_MS) -> Plan:
 
 
 def _settings(draw: random.Random, *, slow: bool) -> EngineSettings:
+    patience_ns = draw.choice([300, 1_000]) * MS
+    # A timeout that no round trip keeps within elects nobody: the operator's mistake, and a seed without commands.
+    election_timeout_ticks = 10 if slow else draw.choice([5, 5, 10])
     return EngineSettings(
-        patience_ns=draw.choice([300, 1_000]) * MS,
-        # A timeout that no round trip keeps within elects nobody: the operator's mistake, and a seed without commands.
-        election_timeout_ticks=10 if slow else draw.choice([5, 5, 10]),
+        patience_ns=patience_ns,
+        election_timeout_ticks=election_timeout_ticks,
+        heartbeat_ticks=election_timeout_ticks // 5,
         log_bytes_per_checkpoint=draw.choice([2_000, 20_000, 1 << 20]),
         trailing_log_bytes=draw.choice([0, 1_000]),
         log_bytes_max=draw.choice([200 << 10, 1 << 30]),
