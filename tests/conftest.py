@@ -29,9 +29,8 @@ STARTS_PROCESSES = (
 )
 
 
-@pytest.hookimpl(
-    wrapper=True
-)  # the workers read the groups in a hook of the same name, and come first in all but wrappers
+# The workers read the groups in a hook of the same name, and come first in all but wrappers.
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """Names the one group and puts it first: a worker takes a group as a whole, and this one takes longest."""
     for item in items:

@@ -45,7 +45,8 @@ def _timing(config: Config) -> Iterator[Violation]:
         yield Violation(
             "raft.election_timeout_ticks",
             f"{raft.election_timeout_ticks} is less than {HEARTBEATS_PER_ELECTION_MIN} heartbeats of "
-            f"{raft.heartbeat_ticks} ticks (raft.heartbeat_ticks)",
+            f"{raft.heartbeat_ticks} ticks: with it set raft.heartbeat_ticks to "
+            f"{raft.election_timeout_ticks // HEARTBEATS_PER_ELECTION_MIN} at most",
         )
 
 

@@ -217,7 +217,7 @@ class Storage:
         0,
         100_000,
         about="While an fdatasync takes less than this on average, it runs on the event loop: the hop to a thread costs\n"
-        "50 us idle and 500 us beside a busy loop (measured), and 1 ms is a hundredth of a heartbeat interval.\n"
+        "50 us idle and 500 us beside a busy loop (measured), and 1 ms is a hundredth of a tick.\n"
         "0: always in a thread.",
     )
     disk_free_bytes_min: int = _size(

@@ -185,6 +185,7 @@ class Engine:
         self._closed = True
         # A sync may be in flight in its thread, and nothing may touch the log beside it.
         self._scheduler.wait()
+        self.commit.close()
         self.router.close()
         ending = Unavailable("the node is shutting down")
         for replica in self.replicas.values():
@@ -233,12 +234,14 @@ class Engine:
         self.replicas[replica.replica_id] = replica
         self.places.house(replica)
         self._touched.pop(replica.replica_id, None)
+        self._held.pop(replica.replica_id, None)
 
     def evict(self, replica: Replica) -> None:
         """A replica is gone."""
         self.replicas.pop(replica.replica_id, None)
         self.places.evict(replica)
         self._touched.pop(replica.replica_id, None)
+        self._held.pop(replica.replica_id, None)
         self.commit.drop(replica)
 
     def not_serving(self) -> list[tuple[ShardId, str]]:
@@ -276,8 +279,8 @@ class Engine:
             return
         self.router.try_due()
         if self._held and not self.commit.syncing:
-            self._touched |= self._held
-            self._held.clear()
+            self._touched = self._held | self._touched
+            self._held = {}
         for _ in range(ROUNDS_PER_TURN_MAX):
             if not self._touched:
                 break
@@ -309,7 +312,7 @@ class Engine:
             if replica.leads:
                 if not self.commit.syncing:
                     replica.propose(now_ns, wall_ms)
-                elif replica.holds_unproposed():
+                elif replica.holds_writes():
                     self._held[replica.replica_id] = replica
                 replica.ask_read_index(now_ns)
             if replica.unplaced or not replica.leads:

@@ -87,6 +87,7 @@ class GroupCommit:
         self._between: dict[str, Callable[[], None]] = {}
         """By name, so that what comes again and again waits only once."""
         self._sync_mean_ns = 0
+        self._closed = False
         self._was_full = False
         """Nothing has been written since the log was full: that it still is, is no news."""
 
@@ -110,8 +111,15 @@ class GroupCommit:
 
     def between_syncs(self, name: str, action: Callable[[], None]) -> None:
         """Runs `action` when nothing else is in the log, at the end of a turn; under one `name` only the last one."""
-        self._between[name] = action
-        self._wake()
+        if not self._closed:
+            self._between[name] = action
+            self._wake()
+
+    def close(self) -> None:
+        """Nothing more is written. A sync that has ended in its thread may still say so on the loop, and finds nothing."""
+        self._group.clear()
+        self._between.clear()
+        self._closed = True
 
     # --- The turn -----------------------------------------------------------------------------------------------------
 

@@ -454,6 +454,10 @@ class Replica:
             if late:
                 reads[:] = [pair for pair in reads if pair[0].deadline_ns > now_ns]
 
+    def holds_writes(self) -> bool:
+        """Whether a write waits here that nobody has proposed yet."""
+        return bool(self._queue)
+
     def holds_unproposed(self) -> bool:
         """Whether something waits here that nobody has proposed yet."""
         return bool(self._queue or self._reads)

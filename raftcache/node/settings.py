@@ -44,7 +44,7 @@ class EngineSettings:
     """Per node: a snapshot is read and sent at the cost of the data path."""
     sync_inline_below_ns: int = 1_000_000
     """Where the running mean of fdatasync is below this, it runs on the loop: a hop to a thread costs 50 us idle and
-    500 us beside a busy loop (measured), and 1 ms is a hundredth of a heartbeat interval."""
+    500 us beside a busy loop (measured), and 1 ms is a hundredth of a tick."""
     committed_bytes_per_ready: int = 4 << 20
     append_bytes_max: int = 1 << 20
     inflight_messages_max: int = 256

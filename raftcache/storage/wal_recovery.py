@@ -18,7 +18,8 @@ the segment that claims the place where it stands. Where to begin: at the `first
 `Renounce` states that is proven synced, since segments are deleted only after the record that renounces them is.
 
 Before anything is read: `fdatasync` (so that what is read is on the disk: a crash of the process alone leaves dirty
-pages; `Wal.open` has done the same for the names, by fsync of the directory), then `drop_cache` (so that pages which a failed fsync left clean are not believed).
+pages; `Wal.open` has done the same for the names, by fsync of the directory), then `drop_cache` (so that pages which a
+failed fsync left clean are not believed).
 
 Caveat, stated and not curable (the very last batch has no successor to vouch for it): if exactly the *last* synced
 batch is damaged and no hard state was written since, it looks like a torn tail. `Wal.mark_synced` closes

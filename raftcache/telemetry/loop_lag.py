@@ -10,7 +10,7 @@ from collections.abc import Callable
 from raftcache.telemetry.metrics import NS_PER_SECOND, ObservedHistogram
 
 INTERVAL_SECONDS = 0.05
-"""Half a heartbeat interval: no stall that delays a heartbeat falls between two probes. 20 timers a second cost nothing."""
+"""Half a tick: no stall that delays one falls between two probes. 20 timers a second cost nothing."""
 
 
 class LoopLag:

@@ -35,7 +35,7 @@ EVENTS: Mapping[str, tuple[Level, str]] = {
     "node_drained": (Level.INFO, "... and this is how many it led, and how many of them nobody took over in time."),
     "node_stopped": (Level.INFO, "A clean end."),
     "node_fatal": (Level.ERROR, "The process ends at once, because going on could lose or invent data."),
-    "loop_stalled": (Level.WARNING, "The event loop did not run for longer than a heartbeat interval."),
+    "loop_stalled": (Level.WARNING, "The event loop did not run for longer than a tick."),
     "disk_low": (Level.WARNING, "Less free space than storage.disk_free_bytes_min: writes are refused."),
     "disk_recovered": (Level.INFO, "There is room again."),
     "state_full": (Level.WARNING, "A shard's state nears storage.map_bytes: writes that add to it are refused."),

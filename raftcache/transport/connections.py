@@ -22,7 +22,7 @@ from raftcache.transport.outbox import Outbox
 from raftcache.transport.tls import check_peer_certificate
 
 WRITE_BYTES = 1 << 20
-"""Handed to the transport at once: 8 ms at 1 Gbit/s, a twelfth of a heartbeat interval."""
+"""Handed to the transport at once: 8 ms at 1 Gbit/s, a twelfth of a tick."""
 WRITE_BUFFER_HIGH_BYTES = 256 << 10
 """Above it the transport says pause: 2 ms at 1 Gbit/s."""
 WRITE_BUFFER_LOW_BYTES = 64 << 10

@@ -3,7 +3,7 @@
 Three lanes, each bounded:
 
 - *urgent*: heartbeats, votes, acknowledgements, pings. All of it leaves before anything else of the same write: a
-  heartbeat of the next tick must never wait behind tens of MiB of appends (reliability pitfall 30: head-of-line blocking
+  heartbeat must never wait behind tens of MiB of appends (reliability pitfall 30: head-of-line blocking
   by big entries starves heartbeats and elects leaders for nothing).
 - *calls*: requests and responses, which must not be dropped silently. Full: refused.
 - *bulk*: Appends, in order (an Append that overtook another would be refused by the follower as a gap). Full: dropped,

@@ -22,6 +22,7 @@ def test_the_defaults_break_no_rule() -> None:
     ("flags", "path"),
     [
         ({"raft.heartbeat_ticks": 3}, "raft.election_timeout_ticks"),
+        ({"raft.election_timeout_ticks": 5}, "raft.election_timeout_ticks"),
         ({"limits.value_bytes_max": "5MiB"}, "limits.batch_bytes_max"),
         ({"limits.scan_bytes_max": "512KiB"}, "limits.scan_bytes_max"),
         ({"limits.transaction_bytes_max": "8MiB"}, "limits.batch_bytes_max"),

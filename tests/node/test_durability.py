@@ -111,6 +111,36 @@ def test_slow_disk_stops_neither_heartbeats_nor_the_other_shards_reads() -> None
     assert isinstance(write.result, WriteResult)
 
 
+def test_writes_that_come_during_a_sync_are_one_entry_when_it_ends() -> None:
+    """A group of their own for each would cost every node a sync each."""
+    nodes = slow(3)
+    leader = nodes.lead()
+    nodes.run()
+    leader.scheduler.hold = True
+    first = nodes.put(leader, b"k0")
+    appended = leader.replica().raft.log.last_index
+    later = [nodes.put(leader, b"k%d" % number) for number in range(1, 5)]
+    assert appended == leader.replica().raft.log.last_index
+    leader.scheduler.hold = False
+    nodes.run()
+    assert isinstance(first.result, WriteResult)
+    assert {appended + 1} == {asked.replies[0].index for asked in later}
+
+
+def test_sync_that_ends_when_the_node_has_closed_is_followed_by_nothing() -> None:
+    """What waits for the log to be free must not touch one that is closed."""
+    nodes = slow()
+    node = nodes.lead()
+    node.scheduler.hold = True
+    nodes.put(node, b"k")
+    ran: list[int] = []
+    node.engine.commit.between_syncs("late", lambda: ran.append(1))
+    node.engine.close()
+    while node.scheduler.step():
+        pass
+    assert [] == ran
+
+
 def test_housekeeping_comes_to_its_turn_between_two_syncs_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is always a next group to sync; what needs the log to itself gets it all the same, and does not pile up."""
     nodes = slow()

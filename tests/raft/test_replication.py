@@ -31,6 +31,20 @@ def test_proposals_reach_every_state_machine_in_order(size: int) -> None:
     cluster.assert_converged()
 
 
+def test_commit_index_travels_with_the_next_message_where_it_is_not_pushed() -> None:
+    """Followers hear of it from the next Append or heartbeat; of the first commit of a term, and only of that, at once."""
+    cluster = Cluster(3, push_commits=False)
+    cluster.elect(1)
+    assert cluster[1].raft.commit == cluster[2].raft.commit
+    cluster.propose(1, b"x")
+    assert ([b"x"], []) == (cluster[1].data(), cluster[2].data())
+    cluster.propose(1, b"y")
+    assert ([b"x", b"y"], [b"x"]) == (cluster[1].data(), cluster[2].data())
+    cluster.tick(1)
+    assert [b"x", b"y"] == cluster[2].data()
+    cluster.assert_converged()
+
+
 @pytest.mark.parametrize("stop", ["follower", "majority"])
 def test_proposal_commits_only_with_a_majority_up(stop: str) -> None:
     """One follower down does not stop a group of three; two do, until one is back."""
