@@ -103,8 +103,8 @@ class RaftConfig:
     check_quorum: bool = True
     push_commits: bool = True
     """Whether an Append without entries tells followers of a new commit index at once, as etcd does. Otherwise they learn of
-    it from the next Append, or the next heartbeat: half the messages under load, and followers lag by a heartbeat when idle. Of the first
-    commit of a term they hear at once in either case."""
+    it from the next Append, or the next heartbeat: half the messages under load, and followers lag by a heartbeat when idle. Of the
+    first commit of a term they hear at once in either case: it ends the probing of their logs."""
     lease_reads: bool = False
     reads_pending_max: int = 65536
     """Reads that wait for an answer, at the leader or here."""
@@ -999,14 +999,13 @@ class Raft:
         # Raft §5.4.2: only entries of the own term are committed by counting; those before them follow. As leader, the
         # entries of the own term are exactly those from `_term_start` on.
         if index > self.log.commit and index >= self._term_start:
-            # The first commit of a term is told at once: who led before answers its callers by it.
-            if self.config.push_commits or self.log.commit < self._term_start:
-                self._replicate_due = True
             self.log.commit_to(Index(index))
             self._on_leader_commit()
 
     def _on_leader_commit(self) -> None:
         commit = self.log.commit
+        if self.config.push_commits:
+            self._replicate_due = True
         done = 0
         for index, size in self._uncommitted:
             if index > commit:
