@@ -169,10 +169,15 @@ def load_shape(directory: Path) -> DevCluster | None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Whole or not at all. Raises: `Failure`."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise Failure(
+            f"{path} cannot be written: {error.strerror}", hint="free space, or name another directory"
+        ) from error
 
 
 def _delete_ephemeral(directory: Path) -> None:

@@ -119,3 +119,9 @@ def test_ports_are_spaced_to_be_remembered_or_random_and_distinct() -> None:
         ports_from(65_534, 1)
     ports = [port for triple in random_ports(3) for port in triple]
     assert 9 == len(set(ports))
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """Its error must not be taken for one of standard output."""
+    with pytest.raises(Failure, match=r"missing/t\.json cannot be written: No such file"):
+        dev_state.write_file(tmp_path / "missing" / "t.json", "{}")
