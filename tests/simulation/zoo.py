@@ -12,6 +12,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,8 +59,11 @@ class Patches:
         self._undo: list[tuple[Any, str, Any]] = []
 
     def set(self, owner: Any, name: str, value: Any) -> Any:
-        """Replaces the attribute, which must be there; returns what it was."""
+        """Replaces the attribute, which must be there and be called alike; returns what it was."""
         old = getattr(owner, name)
+        if inspect.isfunction(old):
+            # A bug that cannot even be called is caught by anybody.
+            assert _needed(value) == _needed(old), f"{name} needs {_needed(old)} arguments by now"
         self._undo.append((owner, name, old))
         setattr(owner, name, value)
         return old
@@ -68,6 +72,10 @@ class Patches:
         for owner, name, old in reversed(self._undo):
             setattr(owner, name, old)
         self._undo.clear()
+
+
+def _needed(function: Callable[..., Any]) -> int:
+    return sum(each.default is each.empty for each in inspect.signature(function).parameters.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +287,7 @@ def heartbeat_commit_unclamped(patch: Patches) -> None:
 
 @_bug("a leader answers reads at once, without asking whether it still leads", "pitfall 17")
 def stale_leader_reads(patch: Patches) -> None:
-    def read_at_once(self: Replica) -> None:
+    def read_at_once(self: Replica, now_ns: int) -> None:
         reads, self._reads = self._reads, []
         if reads and self.machine is not None:
             for request, sink in reads:
