@@ -315,17 +315,6 @@ def read_before_first_commit(patch: Patches) -> None:
     patch.set(Raft, "has_ready", lambda self: has_ready(self) or bool(self._reads.waiting))
 
 
-@_bug("a read is served before its index is applied", "pitfall 15")
-def read_before_apply(patch: Patches) -> None:
-    original = Replica._serve_reads
-
-    def serve_reads(self: Replica, now_ns: int) -> None:
-        self._reads_ready = [(min(index, self.raft.applied), reads) for index, reads in self._reads_ready]
-        original(self, now_ns)
-
-    patch.set(Replica, "_serve_reads", serve_reads)
-
-
 # --- Retries, states, snapshots -----------------------------------------------------------------------------------------
 
 
