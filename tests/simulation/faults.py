@@ -73,7 +73,9 @@ def _do(world: World, fault: Fault) -> None:
         case "cut one way":
             world.cut([_link(fault)], fault.for_ms)
         case "isolate":
-            _isolate(world, NodeId(fault.node), fault.for_ms)
+            world.isolate(NodeId(fault.node), fault.for_ms)
+        case "isolate on change":
+            world.isolates_on_change_ms = fault.for_ms
         case "slow link":
             world.slow[_link(fault)] = fault.number * MS
 
@@ -94,11 +96,6 @@ def _do(world: World, fault: Fault) -> None:
 def _visit(world: World, node: NodeId) -> None:
     if not world.healed:
         visit(world, world.nodes[node])
-
-
-def _isolate(world: World, alone: NodeId, for_ms: int) -> None:
-    others = [other for other in world.nodes if other != alone]
-    world.cut([(alone, other) for other in others] + [(other, alone) for other in others], for_ms)
 
 
 def _leader(world: World, number: int) -> NodeId | None:
@@ -146,7 +143,7 @@ def _do_to(node: SimulatedNode, fault: Fault) -> None:
         case "pause":
             node.paused_until = max(node.paused_until, world.now_ns + fault.for_ms * MS)
             if fault.how == "cut":
-                _isolate(world, node.node, fault.for_ms + 1_500)
+                world.isolate(node.node, fault.for_ms + 1_500)
         case "clock":
             node.clock.jump_wall_ms(fault.number)
         case _ if fault.kind.startswith("crash on "):

@@ -21,8 +21,18 @@ from typing import TYPE_CHECKING
 from raftcache.errors import Corruption, UnsupportedVersion
 from raftcache.ids import Index, ReplicaId, ShardId, Term
 from raftcache.node.replica import Replica
+from raftcache.raft.configuration import decode_configuration
 from raftcache.raft.core import Raft
-from raftcache.raft.messages import AppendReply, Configuration, HardState, Message, RequestVote, Role, VoteReply
+from raftcache.raft.messages import (
+    AppendReply,
+    Configuration,
+    EntryKind,
+    HardState,
+    Message,
+    RequestVote,
+    Role,
+    VoteReply,
+)
 from raftcache.raft.quorum import majority_of
 from raftcache.storage.wal import ReplicaLog, Wal
 from tests.simulation.ghost_disk import entry_survives, hard_state_left, log_left
@@ -222,11 +232,26 @@ class Ghost:
                     replica,
                     f"{floor} of term {committed} was acknowledged; there is {kept} now, and the log ends at {raft.last_index}",
                 )
+            self._configurations_in_log(replica)
         # Thesis §4.1: a change of more than one voter at a time needs a joint configuration.
         configurations = raft._configurations
         for (_, one), (_, other) in pairwise(configurations):
             if not _overlap(one, other):
                 self._fail("configurations", replica, f"{one} and {other} have majorities that do not overlap")
+
+    def _configurations_in_log(self, replica: Replica) -> None:
+        """Thesis §4.1: the latest configuration *in the log* is in force, so one that was truncated is not."""
+        log = replica.raft.log
+        for index, configuration in replica.raft._configurations:
+            if index < log.first_index():
+                continue  # it came with a checkpoint, or its entry was compacted
+            found = log.entries(index, Index(index + 1), 1) if index <= log.last_index else []
+            if (
+                not found
+                or found[0].kind != EntryKind.CONFIGURATION
+                or decode_configuration(found[0].data) != configuration
+            ):
+                self._fail("configurations", replica, f"{configuration} of index {index} is not in the log any more")
 
     def _on_commit(self, replica: Replica, ghost: _GhostLog, before: int) -> None:
         raft, commit, news = replica.raft, replica.raft.commit, False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from raftcache.errors import OutcomeUnknown, RaftCacheError, Unavailable
 from raftcache.ids import ClusterId, NodeId, ShardId
 from raftcache.node.settings import MS
-from raftcache.raft.messages import AppendReply, InstallSnapshot, Message, RequestVote, VoteReply
+from raftcache.raft.messages import Append, AppendReply, EntryKind, InstallSnapshot, Message, RequestVote, VoteReply
 from raftcache.storage.state import OutgoingCheckpoint
 from raftcache.transport.codec import encode_section
 
@@ -25,6 +25,10 @@ def _arrive(from_node: NodeId, data: bytes, peer: SimulatedNode) -> None:
     peer.on_bytes(from_node, data)
 
 
+def _changes_membership(message: Message) -> bool:
+    return isinstance(message, Append) and any(entry.kind == EntryKind.CONFIGURATION for entry in message.entries)
+
+
 class SimulatedNetwork:
     """One node's end of it; implements the host's network."""
 
@@ -37,6 +41,8 @@ class SimulatedNetwork:
         kind = type(message)
         if kind is AppendReply or kind is VoteReply or kind is RequestVote:
             self._world.ghost.promised(self._owner, message)
+        elif kind is Append and self._world.isolates_on_change_ms and _changes_membership(message):
+            self._world.change_left(self._owner.node)
         self._waiting.append((node, shard, message))
 
     def flush(self) -> None:

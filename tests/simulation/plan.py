@@ -152,7 +152,7 @@ def draw_plan(seed: int, *, safety_ms: int = SAFETY_MS) -> Plan:
         sync_ms_max=sync_ms_max,
         turn_us_max=draw.choice([0, 0, 1_000, 20_000]),
         slow_node_ticks=draw.choice([0, 0, 5, 20]),
-        operate_every_ms=draw.choice([300, 1_500]) if operated else 0,
+        operate_every_ms=draw.choice([150, 600]) if operated else 0,
         clients=draw.choice([2, 4, 6]),
         client_timeout_ms=draw.choice([400, 1_000, 3_000]),
         faithful=draw.random() < 0.5,
@@ -291,6 +291,12 @@ def _faults(plan: Plan, draw: random.Random) -> tuple[Fault, ...]:
         rate(1_000, 3_000),
         lambda t: Fault(t, "crash leader", for_ms=down(), how=end(), number=draw.getrandbits(8)),
     )
+    if plan.operate_every_ms:
+        # A change of membership that its leader alone has: the next one truncates it.
+        script.every(
+            draw.choice([0, 1_000, 2_000]),
+            lambda t: Fault(t, "isolate on change", for_ms=draw.choice([2_000, 3_500])),
+        )
     # Processes and clocks.
     script.every(rate(2_000, 6_000), lambda t: Fault(t, "pause", node(), for_ms=draw.choice([150, 1_200, 3_000])))
     script.every(

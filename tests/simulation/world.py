@@ -78,6 +78,8 @@ class World:
         """Directed links that are cut, and how many faults cut each."""
         self.slow: dict[tuple[NodeId, NodeId], int] = {}
         """Directed links that take this many nanoseconds longer."""
+        self.isolates_on_change_ms = 0
+        """For so long the next leader that sends a change of membership will be alone; 0: it will not be."""
         self.leader_back_ns = 0
         self.outage_until_ns = 0
         """Until then some fault keeps a node away, where they come one at a time, and until then a leader."""
@@ -211,6 +213,19 @@ class World:
 
         if for_ms:
             self.after(for_ms * MS, mend, kind=Kind.FAULT)
+
+    def isolate(self, alone: NodeId, for_ms: int) -> None:
+        """Nothing reaches the node, and nothing of it reaches others."""
+        others = [other for other in self.nodes if other != alone]
+        self.cut([(alone, other) for other in others] + [(other, alone) for other in others], for_ms)
+
+    def change_left(self, node: NodeId) -> None:
+        """A leader sends a change of membership: it may be alone from now on, and the change then was for nothing."""
+        for_ms, self.isolates_on_change_ms = self.isolates_on_change_ms, 0
+        if for_ms and not self.healed:
+            self.note(node, "* alone with a change of membership")
+            self.ghost.count("fault: isolated on a change")
+            self.isolate(node, for_ms)
 
     def submit(self, node: SimulatedNode, request: Request, sink: ReplySink) -> None:
         """A client's request reaches the node: at once, or when its process is awake again, or never if that ends."""
