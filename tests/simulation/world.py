@@ -9,7 +9,7 @@ Rules of this file:
 - every event goes into the *trace hash*: same seed, same hash, in any interpreter with any hash seed. Every event is
   followed by a look at the node that it concerned (`ghost.py`); the first violation stops the world.
 
-Caveat: events are counted without idle ones, that is without ticks, and without turns that had nothing to do.
+Caveat: events are counted without idle ones, that is without ticks that left nothing to do, and turns that found nothing.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ class World:
                 function()
                 if not idle:
                     look(node)
+                    if kind == TICK and node.has_work():
+                        self.events += 1
             except Crashed as end:
                 node.end(str(end), node.ends_how, node.ends_for_ms)
         if not self.problems:
