@@ -20,16 +20,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from raftcache.clock import NS_PER_MS, NS_PER_SECOND
-from raftcache.edge import grpc_wire
 from raftcache.edge.front import NO_DEADLINE, Call, Refusal, Stream, StreamService
 from raftcache.edge.front_config import BUG
-from raftcache.edge.grpc_wire import INTERNAL, PREFIX_BYTES, MessageReader, RequestHead, WireError
-from raftcache.edge.http2_errors import CANCEL
+from raftcache.wire import grpc_wire
+from raftcache.wire.grpc_wire import INTERNAL, PREFIX_BYTES, MessageReader, RequestHead, WireError
+from raftcache.wire.http2_errors import CANCEL
 
 if TYPE_CHECKING:
     from raftcache.edge.fast_connection import FastConnection
     from raftcache.edge.fast_front import Route
-    from raftcache.edge.http2_stream import Stream as Http2Stream
+    from raftcache.wire.http2_stream import Stream as Http2Stream
 
 _PREFIX: Final = struct.Struct(">BL").unpack_from
 

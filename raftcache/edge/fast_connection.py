@@ -19,14 +19,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from raftcache.clock import NS_PER_MS, NS_PER_SECOND
-from raftcache.edge import grpc_wire
 from raftcache.edge.fast_calls import AwaitedCall, FastCall, RefusedCall, StreamCall, UnaryCall
 from raftcache.edge.front import Refusal
 from raftcache.edge.front_config import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS
-from raftcache.edge.grpc_wire import request_head
-from raftcache.edge.http2 import Http2Limits, ServerConnection
-from raftcache.edge.http2_errors import ENHANCE_YOUR_CALM
-from raftcache.edge.http2_stream import (
+from raftcache.wire import grpc_wire
+from raftcache.wire.grpc_wire import request_head
+from raftcache.wire.http2 import Http2Limits, ServerConnection
+from raftcache.wire.http2_errors import ENHANCE_YOUR_CALM
+from raftcache.wire.http2_stream import (
     ConnectionEnded,
     DataReceived,
     Event,

@@ -21,7 +21,6 @@ from typing import Final
 
 from raftcache.clock import NS_PER_MS, Clock
 from raftcache.config.rules import parse_address
-from raftcache.edge import grpc_wire
 from raftcache.edge.fast_calls import StreamCall, UnaryCall
 from raftcache.edge.fast_connection import UNSENT_BYTES_MAX, FastConnection
 from raftcache.edge.front import (
@@ -38,6 +37,7 @@ from raftcache.edge.health import Health
 from raftcache.edge.reflection import Reflection
 from raftcache.edge.server_tls import server_context
 from raftcache.errors import ConfigError, Overloaded, RaftCacheError, Unavailable
+from raftcache.wire import grpc_wire
 
 LOOK_SECONDS: Final = 0.25
 """Between looks at deadlines; handlers look at them more often, and know better what has happened."""

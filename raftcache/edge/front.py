@@ -21,21 +21,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from raftcache.errors import RaftCacheError
+from raftcache.wire.grpc_wire import Refusal as Refusal  # part of the contract: handlers make them
 
 NO_DEADLINE = (1 << 63) - 1
 """The `deadline_ns` of a caller who set none; later than any clock reading."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """How a call fails: a gRPC status. The handlers make it, so that every front reports an error in the same way."""
-
-    code: int
-    """The gRPC status code; never 0."""
-    message: str
-    """For people; any text. The front escapes it as its protocol demands."""
-    details: bytes = b""
-    """A serialised google.rpc.Status, for the trailer `grpc-status-details-bin`; empty = none."""
 
 
 class Peer(Protocol):

@@ -9,10 +9,10 @@ import sys
 import atheris
 
 with atheris.instrument_imports():
-    from raftcache.edge import http2_frames as frames
-    from raftcache.edge.grpc_wire import OK_RESPONSE, MessageReader, WireError, framed, request_head
-    from raftcache.edge.http2 import Http2Limits, ServerConnection
-    from raftcache.edge.http2_stream import ConnectionEnded, DataReceived, HeadersReceived
+    from raftcache.wire import http2_frames as frames
+    from raftcache.wire.grpc_wire import OK_RESPONSE, MessageReader, WireError, framed, request_head
+    from raftcache.wire.http2 import Http2Limits, ServerConnection
+    from raftcache.wire.http2_stream import ConnectionEnded, DataReceived, HeadersReceived
 
 
 def run(data: bytes) -> None:

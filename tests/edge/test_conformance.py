@@ -9,11 +9,11 @@ import grpc
 import pytest
 
 from raftcache.clock import SystemClock
-from raftcache.edge import http2_frames as frames
 from raftcache.edge.fast_front import FastFront
-from raftcache.edge.grpc_wire import framed
 from raftcache.gateway.handlers import handlers_of
 from raftcache.v1 import kv_pb2, kv_pb2_grpc
+from raftcache.wire import http2_frames as frames
+from raftcache.wire.grpc_wire import framed
 from tests.edge.conftest import SETTINGS, Bench, front_config
 from tests.edge.test_fronts import until
 from tests.edge.wire_client import SHARD_MAP, WireClient, request_fields

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftcache.edge import grpc_wire
 from raftcache.edge.front import Refusal
-from raftcache.edge.grpc_wire import INTERNAL, RESOURCE_EXHAUSTED, MessageReader, WireError, framed, request_head
-from raftcache.edge.hpack import Fields, HeaderList
+from raftcache.wire import grpc_wire
+from raftcache.wire.grpc_wire import INTERNAL, RESOURCE_EXHAUSTED, MessageReader, WireError, framed, request_head
+from raftcache.wire.hpack import Fields, HeaderList
 from tests.edge.wire_client import request_fields
 
 

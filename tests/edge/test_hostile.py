@@ -10,10 +10,12 @@ import pytest
 
 from raftcache.clock import SystemClock
 from raftcache.edge import fast_connection
-from raftcache.edge import http2_frames as frames
 from raftcache.edge.fast_front import FastFront
-from raftcache.edge.grpc_wire import framed
-from raftcache.edge.http2_errors import (
+from raftcache.gateway.handlers import handlers_of
+from raftcache.v1 import kv_pb2
+from raftcache.wire import http2_frames as frames
+from raftcache.wire.grpc_wire import framed
+from raftcache.wire.http2_errors import (
     COMPRESSION_ERROR,
     ENHANCE_YOUR_CALM,
     FLOW_CONTROL_ERROR,
@@ -21,8 +23,6 @@ from raftcache.edge.http2_errors import (
     PROTOCOL_ERROR,
     REFUSED_STREAM,
 )
-from raftcache.gateway.handlers import handlers_of
-from raftcache.v1 import kv_pb2
 from tests.edge.conftest import SETTINGS, front_config
 from tests.edge.test_fronts import until
 from tests.edge.wire_client import PUT, WireClient, request_fields

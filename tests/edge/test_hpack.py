@@ -9,10 +9,10 @@ from hpack.table import HeaderTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raftcache.edge import huffman
-from raftcache.edge.hpack import Decoder, Encoder, Fields, HeaderList
-from raftcache.edge.hpack_static import STATIC_TABLE
-from raftcache.edge.http2_errors import HpackError
+from raftcache.wire import huffman
+from raftcache.wire.hpack import Decoder, Encoder, Fields, HeaderList
+from raftcache.wire.hpack_static import STATIC_TABLE
+from raftcache.wire.http2_errors import HpackError
 
 names = st.sampled_from([b":path", b":method", b"te", b"user-agent", b"authorization", b"x-a", b"grpc-timeout"])
 values = st.one_of(st.sampled_from([b"POST", b"trailers", b"", b"1S"]), st.binary(max_size=40), st.just(b"v" * 1_500))

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raftcache.edge import http2_frames as frames
-from raftcache.edge.grpc_wire import OK_RESPONSE, OK_TRAILERS, RESPONSE_HEAD, framed
-from raftcache.edge.hpack import Encoder
-from raftcache.edge.http2 import Http2Limits, ServerConnection
-from raftcache.edge.http2_sending import ResponseShape
-from raftcache.edge.http2_stream import ConnectionEnded, DataReceived, Event, HeadersReceived, StreamReset
+from raftcache.wire import http2_frames as frames
+from raftcache.wire.grpc_wire import OK_RESPONSE, OK_TRAILERS, RESPONSE_HEAD, framed
+from raftcache.wire.hpack import Encoder
+from raftcache.wire.http2 import Http2Limits, ServerConnection
+from raftcache.wire.http2_sending import ResponseShape
+from raftcache.wire.http2_stream import ConnectionEnded, DataReceived, Event, HeadersReceived, StreamReset
 from tests.edge.wire_client import request_fields
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from hpack import Decoder as OracleDecoder
 
-from raftcache.edge import http2_frames as frames
-from raftcache.edge.grpc_wire import framed
-from raftcache.edge.hpack import Encoder, Fields
+from raftcache.wire import http2_frames as frames
+from raftcache.wire.grpc_wire import framed
+from raftcache.wire.hpack import Encoder, Fields
 
 SHARD_MAP = b"/raftcache.v1.KvService/ShardMap"
 PUT = b"/raftcache.v1.KvService/Put"

@@ -15,9 +15,8 @@ from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from typing import Final
 
-from raftcache.edge.front import Refusal
-from raftcache.edge.hpack import Fields, HeaderList
-from raftcache.edge.http2_sending import ResponseShape
+from raftcache.wire.hpack import Fields, HeaderList
+from raftcache.wire.http2_sending import ResponseShape
 
 OK: Final = 0
 CANCELLED: Final = 1
@@ -73,6 +72,18 @@ OK_RESPONSE: Final = ResponseShape(RESPONSE_HEAD, OK_TRAILERS)
 _RESERVED: Final = (b":", b"grpc-")
 _TRANSPORT: Final = frozenset({b"content-type", b"te"})
 """With those that begin like `_RESERVED`, what is the protocol's and not the caller's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """How a call fails: a gRPC status."""
+
+    code: int
+    """The gRPC status code; never 0."""
+    message: str
+    """For people; any text. It is escaped on its way, as the protocol demands."""
+    details: bytes = b""
+    """A serialised google.rpc.Status, for the trailer `grpc-status-details-bin`; empty = none."""
 
 
 class WireError(Exception):

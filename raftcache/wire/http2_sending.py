@@ -20,11 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from raftcache.edge import http2_frames as frames
-from raftcache.edge.hpack import Encoder, Fields
-from raftcache.edge.http2_errors import FLOW_CONTROL_ERROR, ConnectionViolation, StreamViolation
-from raftcache.edge.http2_frames import DATA, END_HEADERS, END_STREAM, HEADERS, WINDOW_DEFAULT, WINDOW_MAX
-from raftcache.edge.http2_stream import Stream
+from raftcache.wire import http2_frames as frames
+from raftcache.wire.hpack import Encoder, Fields
+from raftcache.wire.http2_errors import FLOW_CONTROL_ERROR, ConnectionViolation, StreamViolation
+from raftcache.wire.http2_frames import DATA, END_HEADERS, END_STREAM, HEADERS, WINDOW_DEFAULT, WINDOW_MAX
+from raftcache.wire.http2_stream import Stream
 
 _DATA_PREFIX: Final = struct.Struct(">HBH").pack
 """A frame header without its stream id: length (upper 16 bits, lower 8), kind and flags."""

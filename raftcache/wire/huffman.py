@@ -12,7 +12,7 @@ send all of them. Ordinary traffic meets a few hundred.
 
 from typing import Final
 
-from raftcache.edge.http2_errors import HpackError
+from raftcache.wire.http2_errors import HpackError
 
 _LENGTHS: Final = bytes.fromhex(
     "0d171c1c1c1c1c1c1c181e1c1c1e1c1c1c1c1c1c1c1c1e1c1c1c1c1c1c1c1c1c"

@@ -13,9 +13,9 @@ on which the layers above keep what they made of it.
 
 from typing import Any, Final
 
-from raftcache.edge import huffman
-from raftcache.edge.hpack_static import STATIC_INDEX, STATIC_NAME_INDEX, STATIC_TABLE
-from raftcache.edge.http2_errors import HpackError
+from raftcache.wire import huffman
+from raftcache.wire.hpack_static import STATIC_INDEX, STATIC_NAME_INDEX, STATIC_TABLE
+from raftcache.wire.http2_errors import HpackError
 
 Field = tuple[bytes, bytes]
 """Name and value."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from raftcache.clock import NS_PER_SECOND
-from raftcache.edge.http2_errors import ENHANCE_YOUR_CALM, ConnectionViolation
+from raftcache.wire.http2_errors import ENHANCE_YOUR_CALM, ConnectionViolation
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from raftcache.edge.hpack import Fields, HeaderList
+from raftcache.wire.hpack import Fields, HeaderList
 
 
 class Stream:

@@ -22,10 +22,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from raftcache.edge import http2_floods as floods
-from raftcache.edge import http2_frames as frames
-from raftcache.edge.hpack import Decoder, HeaderList
-from raftcache.edge.http2_errors import (
+from raftcache.wire import http2_floods as floods
+from raftcache.wire import http2_frames as frames
+from raftcache.wire.hpack import Decoder, HeaderList
+from raftcache.wire.http2_errors import (
     COMPRESSION_ERROR,
     ENHANCE_YOUR_CALM,
     FLOW_CONTROL_ERROR,
@@ -38,10 +38,10 @@ from raftcache.edge.http2_errors import (
     HpackError,
     StreamViolation,
 )
-from raftcache.edge.http2_frames import FRAME_HEADER, FRAME_HEADER_BYTES, WINDOW_DEFAULT, WINDOW_MAX
-from raftcache.edge.http2_headers import flaw_of_request, flaw_of_trailers
-from raftcache.edge.http2_sending import Sender
-from raftcache.edge.http2_stream import (
+from raftcache.wire.http2_frames import FRAME_HEADER, FRAME_HEADER_BYTES, WINDOW_DEFAULT, WINDOW_MAX
+from raftcache.wire.http2_headers import flaw_of_request, flaw_of_trailers
+from raftcache.wire.http2_sending import Sender
+from raftcache.wire.http2_stream import (
     ConnectionEnded,
     DataReceived,
     Event,

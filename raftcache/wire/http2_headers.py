@@ -8,7 +8,7 @@ Rules of this file:
 import re
 from typing import Final
 
-from raftcache.edge.hpack import Field, Fields
+from raftcache.wire.hpack import Field, Fields
 
 _bad_name: Final = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9a-z]").search
 """Token characters, without upper case (§8.2.1)."""
