@@ -24,16 +24,20 @@ from raftcache.edge.front import Refusal
 from raftcache.edge.front_config import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS
 from raftcache.wire import grpc_wire
 from raftcache.wire.grpc_wire import request_head
-from raftcache.wire.http2 import Http2Limits, ServerConnection
+from raftcache.wire.http2 import Http2Limits
 from raftcache.wire.http2_errors import ENHANCE_YOUR_CALM
+from raftcache.wire.http2_server import ServerConnection
 from raftcache.wire.http2_stream import (
     ConnectionEnded,
     DataReceived,
     Event,
     HeadersReceived,
+    PeerLeaving,
     PingAcknowledged,
     Stream,
+    StreamRefused,
     StreamReset,
+    TrailersReceived,
 )
 
 if TYPE_CHECKING:
@@ -179,6 +183,8 @@ class FastConnection(asyncio.Protocol):
                 case ConnectionEnded():
                     self._accepting = False
                     self._ended_ns = self.now_ns
+                case TrailersReceived() | StreamRefused() | PeerLeaving():
+                    raise AssertionError(f"{type(event).__name__} is for clients")
                 case _:
                     assert_never(event)
 

@@ -20,10 +20,14 @@ from raftcache.wire.http2_sending import ResponseShape
 
 OK: Final = 0
 CANCELLED: Final = 1
+UNKNOWN: Final = 2
 DEADLINE_EXCEEDED: Final = 4
+PERMISSION_DENIED: Final = 7
 RESOURCE_EXHAUSTED: Final = 8
 UNIMPLEMENTED: Final = 12
 INTERNAL: Final = 13
+UNAVAILABLE: Final = 14
+UNAUTHENTICATED: Final = 16
 
 STATUS_NAMES: Final = (
     "OK",
@@ -128,7 +132,7 @@ def request_head(headers: HeaderList) -> RequestHead:
     head = RequestHead(path.decode("ascii", "replace"), None, encoding == b"gzip", headers.fields)
     if headers.too_large:
         head.error = Refusal(RESOURCE_EXHAUSTED, "the request's metadata is too large")
-    elif not _is_grpc(content_type):
+    elif not is_grpc(content_type):
         head.http_status = b"415"
     elif method != b"POST":
         head.http_status = b"405"
@@ -145,7 +149,8 @@ def request_head(headers: HeaderList) -> RequestHead:
     return head
 
 
-def _is_grpc(content_type: bytes) -> bool:
+def is_grpc(content_type: bytes) -> bool:
+    """Whether a content type is gRPC's."""
     # gRPC-Web ("application/grpc-web") is another protocol.
     return content_type == b"application/grpc" or content_type.startswith((b"application/grpc+", b"application/grpc;"))
 
@@ -168,13 +173,20 @@ def metadata_of(fields: Fields) -> dict[str, str | bytes]:
         if not key.endswith("-bin"):
             metadata[key] = value.decode("latin-1")
             continue
-        try:
-            # Several values may be joined by commas, and padding may be missing.
-            last = value.rpartition(b",")[2].strip()
-            metadata[key] = b64decode(last + b"=" * (-len(last) % 4), validate=True)
-        except binascii.Error:
-            continue
+        data = decoded_binary(value)
+        if data is not None:
+            metadata[key] = data
     return metadata
+
+
+def decoded_binary(value: bytes) -> bytes | None:
+    """The value of a field whose name ends in `-bin`; None if it is no base64."""
+    # Several values may be joined by commas, and padding may be missing.
+    last = value.rpartition(b",")[2].strip()
+    try:
+        return b64decode(last + b"=" * (-len(last) % 4), validate=True)
+    except binascii.Error:
+        return None
 
 
 def trailers_of(refusal: Refusal) -> Fields:

@@ -1,7 +1,7 @@
 """An HTTP/2 connection without I/O (RFC 9113): bytes in, events out; calls in, bytes out.
 
     bytes ─► receive ─► [Event]            (streams, what comes on them, and how they end)
-    bytes ◄─ sender.out ◄─ respond, send_headers, send_data, end, reset, allow, ping, go_away
+    bytes ◄─ sender.out ◄─ request, respond, send_headers, send_data, end, reset, allow, ping, go_away
 
 Rules of this file:
 - no sockets, no clock, no tasks: time is handed in. What a peer may do wrong is a `ConnectionViolation` or a
@@ -11,8 +11,8 @@ Rules of this file:
 - the peer's DATA is given back to the connection's window when it arrives: memory is bounded by the streams' windows, which
   only `allow` opens. So one stream whose reader is slow holds up no other.
 
-Both roles share all of this; what only a server does (the preface, who opens streams) stands in `ServerConnection`, and a
-client's part is to be its sibling.
+Both roles share all of this. What they differ in, who opens streams, what a header list must look like, when a stream is over
+and what saying goodbye means, stands in `http2_server` and `http2_client`.
 
 Caveats: `content-length` is not compared with the data, because gRPC's messages carry their own lengths. Priorities are read
 past (deprecated by RFC 9113 §5.3.2). Section numbers are those of RFC 9113.
@@ -30,16 +30,13 @@ from raftcache.wire.http2_errors import (
     ENHANCE_YOUR_CALM,
     FLOW_CONTROL_ERROR,
     FRAME_SIZE_ERROR,
-    NO_ERROR,
     PROTOCOL_ERROR,
-    REFUSED_STREAM,
     STREAM_CLOSED,
     ConnectionViolation,
     HpackError,
     StreamViolation,
 )
 from raftcache.wire.http2_frames import FRAME_HEADER, FRAME_HEADER_BYTES, WINDOW_DEFAULT, WINDOW_MAX
-from raftcache.wire.http2_headers import flaw_of_request, flaw_of_trailers
 from raftcache.wire.http2_sending import Sender
 from raftcache.wire.http2_stream import (
     ConnectionEnded,
@@ -52,10 +49,10 @@ from raftcache.wire.http2_stream import (
 )
 
 _FRAME_MAX: Final = frames.FRAME_BYTES_DEFAULT + FRAME_HEADER_BYTES
+STREAMS_UNTIL_TOLD: Final = 100
+"""The least that a peer should accept at once (§6.5.2)."""
 CONTINUATIONS_MAX: Final = 16
 """Frames of one header block, be they as small as they like."""
-RECENTLY_RESET_MAX: Final = 200
-"""Streams that we reset and whose peer may not know yet. Frames on older ones cost the peer an allowance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +69,21 @@ class Http2Limits:
     """SETTINGS_MAX_HEADER_LIST_SIZE (gRPC's default: 16 KiB), and a block's encoded size."""
 
 
-class ServerConnection:
-    """The server's end."""
+class Connection:
+    """One end, as far as both are alike."""
 
-    def __init__(self, limits: Http2Limits, now_ns: int) -> None:
+    _hello = b""
+    """What the peer must send before its first frame."""
+    _enable_push_max = 1
+    """What SETTINGS_ENABLE_PUSH may be (§6.5.2)."""
+    _recently_reset_max = 200
+    """Streams that we reset and whose peer may not know yet. Frames on older ones cost the peer an allowance."""
+
+    def __init__(self, limits: Http2Limits, now_ns: int, hello: list[bytes]) -> None:
+        """`hello`: what this end sends first, its SETTINGS included."""
         self._limits = limits
         self._now_ns = now_ns
-        self.sender = Sender(self._on_ended)
+        self.sender = Sender(self._on_local_ended)
         self.streams: dict[int, Stream] = {}
         """The open ones, by id."""
         self._decoder = Decoder(limits.header_list_bytes_max)
@@ -86,19 +91,19 @@ class ServerConnection:
         """The incomplete frame at the end of what was received: less than one frame."""
         self._events: list[Event] = []
         """Of the `receive` that is under way."""
-        self._preface_due = True
+        self._hello_due = len(self._hello) > 0
         self._only: int | None = frames.SETTINGS
         """The one kind of frame that may come now: SETTINGS at first (§3.4), CONTINUATION inside of a header block (§6.10)."""
         self._ended = False
         self._block: _HeaderBlock | None = None
         """A header block whose END_HEADERS has not come."""
         self._last_stream_id = 0
-        """The highest that the peer has opened."""
-        self._accepted_max = WINDOW_MAX
-        """Streams above this are ignored: we said goodbye."""
+        """The highest that was opened, by the client of course."""
         self._window = WINDOW_DEFAULT
         """Bytes of DATA that the peer may send on the connection."""
         self._window_full = max(limits.connection_window, WINDOW_DEFAULT)
+        self.peer_streams_max = STREAMS_UNTIL_TOLD
+        """The peer's SETTINGS_MAX_CONCURRENT_STREAMS."""
         self._recently_reset: dict[int, None] = {}
         """Ids, oldest first."""
         self._resets = floods.Meter(floods.RESETS, now_ns)
@@ -118,15 +123,7 @@ class ServerConnection:
             self._on_continuation,
         )
         """By the frame's kind."""
-        self.sender.out.append(
-            frames.settings(
-                {
-                    frames.MAX_CONCURRENT_STREAMS: limits.streams_max,
-                    frames.INITIAL_WINDOW_SIZE: limits.stream_window,
-                    frames.MAX_HEADER_LIST_SIZE: limits.header_list_bytes_max,
-                }
-            )
-        )
+        self.sender.out += hello
         self._refill_window()
 
     @property
@@ -146,8 +143,8 @@ class ServerConnection:
             data = self._rest + data
         position = 0
         try:
-            if self._preface_due:
-                position = self._on_preface(data)
+            if self._hello_due:
+                position = self._on_hello(data)
             position = self._on_frames(data, position)
             if self._window < self._window_full // 2:
                 self._refill_window()
@@ -173,15 +170,6 @@ class ServerConnection:
         """Asks the peer for a sign of life, which comes as `PingAcknowledged`."""
         self.sender.out.append(frames.frame(frames.PING, 0, 0, data))
 
-    def announce_end(self) -> None:
-        """Asks the peer to open no more streams. Those that it has opened meanwhile are accepted (§6.8)."""
-        self.sender.out.append(frames.goaway(WINDOW_MAX, NO_ERROR))
-
-    def accept_no_more(self) -> None:
-        """Streams that come from now on are ignored, and the peer knows that they had no effect."""
-        self._accepted_max = self._last_stream_id
-        self.sender.out.append(frames.goaway(self._last_stream_id, NO_ERROR))
-
     def end(self, code: int, reason: str) -> list[Event]:
         """Ends the connection: a GOAWAY, and nothing is read any more. For limits of the layer above."""
         self._events = []
@@ -191,18 +179,18 @@ class ServerConnection:
 
     # --- Frames -------------------------------------------------------------------------------------------------------
 
-    def _on_preface(self, data: bytes) -> int:
-        preface = frames.PREFACE
-        if not data.startswith(preface[: len(data)]):
+    def _on_hello(self, data: bytes) -> int:
+        hello = self._hello
+        if not data.startswith(hello[: len(data)]):
             raise ConnectionViolation(PROTOCOL_ERROR, "this port speaks HTTP/2 and gRPC; that was something else")
-        if len(data) < len(preface):
+        if len(data) < len(hello):
             return 0
-        self._preface_due = False
-        return len(preface)
+        self._hello_due = False
+        return len(hello)
 
     def _on_frames(self, data: bytes, position: int) -> int:
         """Goes through all whole frames from `position`; where the incomplete one begins."""
-        if self._preface_due:
+        if self._hello_due:
             return position
         end, unpack, handlers = len(data), FRAME_HEADER.unpack_from, self._handlers
         while end - position >= FRAME_HEADER_BYTES:
@@ -236,6 +224,8 @@ class ServerConnection:
             return
         if stream.remote_ended:
             raise StreamViolation(stream_id, STREAM_CLOSED, "DATA after END_STREAM")
+        if not stream.headed:
+            raise StreamViolation(stream_id, PROTOCOL_ERROR, "DATA before HEADERS")
         stream.receive_window -= length
         if stream.receive_window < 0:
             raise StreamViolation(stream_id, FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
@@ -251,6 +241,8 @@ class ServerConnection:
             head.data, head.ended = payload, ended
         else:
             events.append(DataReceived(stream, payload, ended))
+        if ended:
+            self._on_remote_ended(stream)
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if flags & (frames.PADDED | frames.PRIORITY_FIELDS):
@@ -285,41 +277,7 @@ class ServerConnection:
             headers = self._decoder.decode(block)
         except HpackError as error:
             raise ConnectionViolation(COMPRESSION_ERROR, str(error)) from None
-        if stream_id <= self._last_stream_id:
-            self._on_trailers(stream_id, headers, ended)
-            return
-        if not stream_id & 1:
-            raise ConnectionViolation(PROTOCOL_ERROR, f"a client opened stream {stream_id}: clients' are odd")
-        self._last_stream_id = stream_id
-        if stream_id > self._accepted_max:
-            self._control.spend(self._now_ns, self.sender.finished)
-            return
-        if headers.flaw is None:
-            headers.flaw = flaw_of_request(headers.fields)
-        if headers.flaw and not headers.too_large:
-            raise StreamViolation(stream_id, PROTOCOL_ERROR, headers.flaw)
-        if len(self.streams) >= self._limits.streams_max:
-            raise StreamViolation(stream_id, REFUSED_STREAM, "too many streams")
-        stream = Stream(stream_id, self.sender.initial_window, self._limits.stream_window, ended)
-        self.streams[stream_id] = stream
-        self._events.append(HeadersReceived(stream, headers, b"", ended))
-
-    def _on_trailers(self, stream_id: int, headers: HeaderList, ended: bool) -> None:
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            if stream_id in self._recently_reset:
-                return
-            if not stream_id:
-                raise ConnectionViolation(PROTOCOL_ERROR, "HEADERS on stream 0")
-            # §5.1.1: ids only grow. A stream that both sides have ended cannot begin again.
-            raise ConnectionViolation(STREAM_CLOSED, f"HEADERS on stream {stream_id}, which is closed")
-        if stream.remote_ended:
-            raise StreamViolation(stream.id, STREAM_CLOSED, "HEADERS after END_STREAM")
-        flaw = "a second header block that does not end the stream" if not ended else flaw_of_trailers(headers.fields)
-        if flaw:
-            raise StreamViolation(stream.id, PROTOCOL_ERROR, flaw)
-        stream.remote_ended = True
-        self._events.append(DataReceived(stream, b"", ended=True))
+        self._on_header_list(stream_id, headers, ended)
 
     def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
         self._control.spend(self._now_ns, self.sender.finished)
@@ -331,14 +289,14 @@ class ServerConnection:
     def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionViolation(FRAME_SIZE_ERROR, "RST_STREAM has four bytes")
-        if not stream_id or stream_id > self._last_stream_id:
+        if self._is_idle(stream_id):
             raise ConnectionViolation(PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which is idle")
         self._resets.spend(self._now_ns, self.sender.finished)
         stream = self.streams.pop(stream_id, None)
         if stream is not None:
             self.sender.discard(stream)
             stream.remote_ended = True
-            self._events.append(StreamReset(stream, int.from_bytes(payload, "big")))
+            self._on_reset(stream, int.from_bytes(payload, "big"))
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -350,6 +308,7 @@ class ServerConnection:
             return
         if self._only == frames.SETTINGS:
             self._only = None
+            self.peer_streams_max = WINDOW_MAX  # unless it says otherwise now
         initial_window = self.sender.initial_window
         for setting, value in frames.settings_of(payload):
             if setting == frames.INITIAL_WINDOW_SIZE:
@@ -362,15 +321,18 @@ class ServerConnection:
                 # More than the default would only make one stream hold up the others for longer.
             elif setting == frames.HEADER_TABLE_SIZE:
                 self.sender.on_table_size(value)
-            elif setting == frames.ENABLE_PUSH and value > 1:
+            elif setting == frames.ENABLE_PUSH and value > self._enable_push_max:
                 raise ConnectionViolation(PROTOCOL_ERROR, f"ENABLE_PUSH is {value}")
+            elif setting == frames.MAX_CONCURRENT_STREAMS:
+                self.peer_streams_max = value
         if initial_window != self.sender.initial_window:
             # Once for each frame, however often the frame says it: it touches every stream.
             self.sender.on_initial_window(initial_window, list(self.streams.values()))
         self.sender.out.append(frames.frame(frames.SETTINGS, frames.ACK, 0, b""))
 
     def _on_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:
-        raise ConnectionViolation(PROTOCOL_ERROR, "a client does not push")
+        # A client never pushes (§8.4), and a server was told not to.
+        raise ConnectionViolation(PROTOCOL_ERROR, "nobody pushes here")
 
     def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -388,8 +350,9 @@ class ServerConnection:
             raise ConnectionViolation(PROTOCOL_ERROR, "GOAWAY on a stream")
         if len(payload) < 8:
             raise ConnectionViolation(FRAME_SIZE_ERROR, "GOAWAY has at least eight bytes")
-        # The client opens no more streams, and hangs up when those that it has are answered.
         self._control.spend(self._now_ns, self.sender.finished)
+        last_stream_id, code = frames.goaway_of(payload)
+        self._on_goodbye(last_stream_id, code, payload[8:])
 
     def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -403,20 +366,54 @@ class ServerConnection:
             return
         stream = self.streams.get(stream_id)
         if stream is None:
-            if stream_id > self._last_stream_id:
+            if self._is_idle(stream_id):
                 raise ConnectionViolation(PROTOCOL_ERROR, f"WINDOW_UPDATE on stream {stream_id}, which is idle")
             return  # §5.1: it may have been under way when the stream ended
         if not increment:
             raise StreamViolation(stream_id, PROTOCOL_ERROR, "WINDOW_UPDATE by nothing")
         self.sender.on_stream_window_update(stream, increment)
 
+    # --- What the roles differ in -------------------------------------------------------------------------------------
+
+    def _is_idle(self, stream_id: int) -> bool:
+        """Whether no such stream was ever opened; 0 is none."""
+        return stream_id > self._last_stream_id or not stream_id & 1
+
+    def _last_of_peer(self) -> int:
+        """The highest stream that the peer has opened."""
+        raise NotImplementedError
+
+    def _is_ignored(self, stream_id: int) -> bool:
+        """Whether what comes on a stream that is not open needs no answer."""
+        return False
+
+    def _on_header_list(self, stream_id: int, headers: HeaderList, ended: bool) -> None:
+        """A whole header block has come."""
+        raise NotImplementedError
+
+    def _on_remote_ended(self, stream: Stream) -> None:
+        """The peer has ended its half."""
+        raise NotImplementedError
+
+    def _on_local_ended(self, stream: Stream) -> None:
+        """We have ended ours."""
+        raise NotImplementedError
+
+    def _on_reset(self, stream: Stream, code: int) -> None:
+        """The peer has reset a stream, which is open no more."""
+        raise NotImplementedError
+
+    def _on_goodbye(self, last_stream_id: int, code: int, reason: bytes) -> None:
+        """GOAWAY."""
+        raise NotImplementedError
+
     # --- What goes wrong ----------------------------------------------------------------------------------------------
 
     def _on_closed_stream(self, stream_id: int) -> None:
         """DATA for a stream that is not open."""
-        if not stream_id or stream_id > self._last_stream_id:
+        if self._is_idle(stream_id):
             raise ConnectionViolation(PROTOCOL_ERROR, f"DATA on stream {stream_id}, which is idle")
-        if stream_id not in self._recently_reset and stream_id <= self._accepted_max:
+        if stream_id not in self._recently_reset and not self._is_ignored(stream_id):
             raise StreamViolation(stream_id, STREAM_CLOSED, "DATA on a closed stream")
 
     def _on_stream_violation(self, violation: StreamViolation) -> None:
@@ -430,7 +427,7 @@ class ServerConnection:
     def _write_reset(self, stream_id: int, code: int) -> None:
         self.sender.out.append(frames.rst_stream(stream_id, code))
         self._recently_reset[stream_id] = None
-        if len(self._recently_reset) > RECENTLY_RESET_MAX:
+        if len(self._recently_reset) > self._recently_reset_max:
             del self._recently_reset[next(iter(self._recently_reset))]
 
     def _end(self, code: int, reason: str) -> None:
@@ -440,12 +437,7 @@ class ServerConnection:
             self._events.append(StreamReset(stream, code))
         self.streams.clear()
         self._events.append(ConnectionEnded(code, reason))
-        self.sender.out.append(frames.goaway(self._last_stream_id, code, reason.encode()))
-
-    def _on_ended(self, stream: Stream) -> None:
-        """We have ended a stream. If the peer has not, it is told to send no more (§8.1)."""
-        if self.streams.pop(stream.id, None) is not None and not stream.remote_ended:
-            self._write_reset(stream.id, NO_ERROR)
+        self.sender.out.append(frames.goaway(self._last_of_peer(), code, reason.encode()))
 
     def _refill_window(self) -> None:
         self.sender.out.append(frames.window_update(0, self._window_full - self._window))

@@ -82,6 +82,12 @@ def goaway(last_stream_id: int, code: int, reason: bytes = b"") -> bytes:
     return frame(GOAWAY, 0, 0, _GOAWAY.pack(last_stream_id, code) + reason)
 
 
+def goaway_of(payload: bytes) -> tuple[int, int]:
+    """The last stream id and the error code in a GOAWAY's payload of at least eight bytes."""
+    last_stream_id, code = _GOAWAY.unpack_from(payload)
+    return last_stream_id & WINDOW_MAX, code
+
+
 def headers(stream_id: int, block: bytes, *, end_stream: bool, frame_bytes_max: int) -> bytes:
     """HEADERS, and as many CONTINUATIONs as the block needs."""
     parts = []

@@ -14,6 +14,8 @@ _bad_name: Final = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9a-z]").search
 """Token characters, without upper case (§8.2.1)."""
 _bad_value: Final = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]\Z").search
 
+_is_status: Final = re.compile(rb"[1-9][0-9]{2}").fullmatch
+
 _CONNECTION_SPECIFIC: Final = frozenset(
     {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
 )
@@ -44,6 +46,13 @@ def flaw_of_request(fields: Fields) -> str:
     if b":method" not in pseudo or b":scheme" not in pseudo or not pseudo.get(b":path"):
         return "a request needs :method, :scheme and :path"
     return _flaw_of_regular(fields[count:])
+
+
+def flaw_of_response(fields: Fields) -> str:
+    """Of a response's header list: its first field is the only pseudo-header."""
+    if not fields or fields[0][0] != b":status" or not _is_status(fields[0][1]):
+        return "a response begins with a :status of three digits"
+    return _flaw_of_regular(fields[1:])
 
 
 def flaw_of_trailers(fields: Fields) -> str:

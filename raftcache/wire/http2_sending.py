@@ -1,6 +1,6 @@
 """The sending half of an HTTP/2 connection: frames, flow control, and what waits for a window.
 
-    respond ─── fits ───────────────────────────► out ─► one write
+    respond, request ─── fits ──────────────────► out ─► one write
        └ does not fit, or send_data ─► queue of the stream ─► round of the streams that may send ─► out
 
 Rules of this file:
@@ -31,6 +31,7 @@ _DATA_PREFIX: Final = struct.Struct(">HBH").pack
 _HEADERS_ON: Final = HEADERS << 8 | END_HEADERS
 _HEADERS_LAST: Final = HEADERS << 8 | END_HEADERS | END_STREAM
 _DATA_ON: Final = DATA << 8
+_DATA_LAST: Final = DATA << 8 | END_STREAM
 
 OUT_BYTES_MAX: Final = 1 << 20
 """Of DATA in one write. It is only after a write that the transport can say that it has enough."""
@@ -42,6 +43,17 @@ class ResponseShape:
 
     head: Fields
     trailers: Fields
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestShape:
+    """What requests have in common beside their body."""
+
+    head: Fields
+
+
+SHAPES_KEPT_MAX: Final = 256
+"""Of requests: methods, each with the few timeouts that are usual. Beyond, the cache starts anew."""
 
 
 class Sender:
@@ -74,6 +86,9 @@ class Sender:
         """Both header frames of a response, each cut where its stream id belongs; valid while the encoder's table does not
         change."""
         self._framed_at = 0
+        self._blocks: dict[RequestShape, tuple[bytes, bytes]] = {}
+        """As `_framed`, of requests."""
+        self._blocks_at = 0
 
     # --- What the layer above sends -----------------------------------------------------------------------------------
 
@@ -101,6 +116,32 @@ class Sender:
         self.out.append(
             b"".join((before, stream_id, block, prefix, stream_id, body, before_last, stream_id, block_last))
         )
+        stream.local_ended = True
+        self.finished += 1
+        self._on_end(stream)
+
+    def request(self, stream: Stream, shape: RequestShape, body: bytes) -> None:
+        """A whole request."""
+        length = len(body)
+        if (
+            length > self.window
+            or length > self._room
+            or length > stream.send_window
+            or length > self.frame_bytes_max
+            or not self.writable
+            or self._round
+        ):
+            self.send_headers(stream, shape.head)
+            self.send_data(stream, [body])
+            self.end(stream, ())
+            return
+        self.window -= length
+        self._room -= length
+        framed = self._blocks.get(shape) if self._blocks_at == self._encoder.changes else None
+        before, block = framed or self._block(shape)
+        stream_id = stream.id.to_bytes(4, "big")
+        prefix = _DATA_PREFIX(length >> 8, length & 0xFF, _DATA_LAST)
+        self.out.append(b"".join((before, stream_id, block, prefix, stream_id, body)))
         stream.local_ended = True
         self.finished += 1
         self._on_end(stream)
@@ -263,4 +304,17 @@ class Sender:
             self._framed_at = self._encoder.changes
         if before == self._encoder.changes:
             self._framed[shape] = framed
+        return framed
+
+    def _block(self, shape: RequestShape) -> tuple[bytes, bytes]:
+        """The header frame of `shape`, cut where its stream id belongs; kept as `_frame` keeps."""
+        before = self._encoder.changes
+        block = self._encoder.encode(shape.head)
+        assert len(block) <= frames.FRAME_BYTES_DEFAULT, f"a request's head of {len(block)} bytes"
+        framed = (_DATA_PREFIX(len(block) >> 8, len(block) & 0xFF, _HEADERS_ON), block)
+        if self._blocks_at != self._encoder.changes or len(self._blocks) >= SHAPES_KEPT_MAX:
+            self._blocks.clear()
+            self._blocks_at = self._encoder.changes
+        if before == self._encoder.changes:
+            self._blocks[shape] = framed
         return framed

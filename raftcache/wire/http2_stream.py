@@ -13,6 +13,7 @@ class Stream:
     __slots__ = (
         "call",
         "chunks_taken",
+        "headed",
         "id",
         "local_ended",
         "queue",
@@ -30,6 +31,8 @@ class Stream:
         self.receive_window = receive_window
         """Bytes of DATA that the peer may send."""
         self.remote_ended = remote_ended
+        self.headed = False
+        """The peer has sent its head: a request's, of course, or that of its response."""
         self.local_ended = False
         self.queue: deque[bytes | memoryview] | None = None
         """What waits for a window, or for the transport. None: nothing ever did."""
@@ -45,13 +48,15 @@ class Stream:
 
 @dataclass(slots=True)
 class HeadersReceived:
-    """A stream has begun, and often that is all of it: DATA that follow at once come with the head."""
+    """A request or response has begun, and often that is all of it: DATA that follow at once come with the head."""
 
     stream: Stream
     headers: HeaderList
     data: bytes
     ended: bool
     """The peer sends nothing more on it."""
+    trailers: HeaderList | None = None
+    """Of a response that came whole."""
 
 
 @dataclass(slots=True)
@@ -64,11 +69,34 @@ class DataReceived:
 
 
 @dataclass(slots=True)
+class TrailersReceived:
+    """A response that did not come whole is complete now."""
+
+    stream: Stream
+    trailers: HeaderList
+
+
+@dataclass(slots=True)
 class StreamReset:
     """The stream is over: the peer reset it, or broke the protocol on it."""
 
     stream: Stream
     code: int
+
+
+@dataclass(slots=True)
+class StreamRefused:
+    """The stream is over, and the server has not looked at it (RFC 9113 §8.7): what it asked for had no effect."""
+
+    stream: Stream
+
+
+@dataclass(slots=True)
+class PeerLeaving:
+    """The server takes no new streams on this connection."""
+
+    code: int
+    reason: bytes
 
 
 @dataclass(slots=True)
@@ -86,4 +114,13 @@ class ConnectionEnded:
     reason: str
 
 
-Event = HeadersReceived | DataReceived | StreamReset | PingAcknowledged | ConnectionEnded
+Event = (
+    HeadersReceived
+    | DataReceived
+    | TrailersReceived
+    | StreamReset
+    | StreamRefused
+    | PingAcknowledged
+    | PeerLeaving
+    | ConnectionEnded
+)

@@ -11,7 +11,8 @@ import atheris
 with atheris.instrument_imports():
     from raftcache.wire import http2_frames as frames
     from raftcache.wire.grpc_wire import OK_RESPONSE, MessageReader, WireError, framed, request_head
-    from raftcache.wire.http2 import Http2Limits, ServerConnection
+    from raftcache.wire.http2 import Http2Limits
+    from raftcache.wire.http2_server import ServerConnection
     from raftcache.wire.http2_stream import ConnectionEnded, DataReceived, HeadersReceived
 
 

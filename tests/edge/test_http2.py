@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from raftcache.wire import http2_frames as frames
 from raftcache.wire.grpc_wire import OK_RESPONSE, OK_TRAILERS, RESPONSE_HEAD, framed
 from raftcache.wire.hpack import Encoder
-from raftcache.wire.http2 import Http2Limits, ServerConnection
+from raftcache.wire.http2 import Http2Limits
 from raftcache.wire.http2_sending import ResponseShape
+from raftcache.wire.http2_server import ServerConnection
 from raftcache.wire.http2_stream import ConnectionEnded, DataReceived, Event, HeadersReceived, StreamReset
 from tests.edge.wire_client import request_fields
 

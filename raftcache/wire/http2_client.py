@@ -1,0 +1,141 @@
+"""The client's end of an HTTP/2 connection: `http2`, and what only a client does.
+
+    room, open ─► sender.request ─► ... ─► HeadersReceived, DataReceived, TrailersReceived
+                                       └─► StreamReset, StreamRefused
+
+It says the preface, opens no more streams than the server allows, and takes a goodbye for what it is: streams that the server
+says it has not looked at are *refused*, which is more than reset: they had no effect (RFC 9113 §6.8, §8.7). A stream is over
+when the response is complete, whatever of the request is still to be sent (§8.1).
+
+What a server may send is bounded as what a client may: header lists, frames, windows, and by allowances what is no response.
+Section numbers are those of RFC 9113.
+"""
+
+from typing import Final
+
+from raftcache.wire import http2_frames as frames
+from raftcache.wire.hpack import HeaderList
+from raftcache.wire.http2 import Connection, Http2Limits
+from raftcache.wire.http2_errors import NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, ConnectionViolation, StreamViolation
+from raftcache.wire.http2_frames import WINDOW_MAX
+from raftcache.wire.http2_headers import flaw_of_response, flaw_of_trailers
+from raftcache.wire.http2_stream import (
+    HeadersReceived,
+    PeerLeaving,
+    Stream,
+    StreamRefused,
+    StreamReset,
+    TrailersReceived,
+)
+
+STREAM_ID_MAX: Final = WINDOW_MAX
+"""§5.1.1: then a new connection is due."""
+
+
+class ClientConnection(Connection):
+    """The client's end."""
+
+    _enable_push_max = 0
+    _recently_reset_max = 4_000
+    """Who gives up on many calls at once still gets their answers."""
+
+    def __init__(self, limits: Http2Limits, now_ns: int) -> None:
+        settings = {
+            frames.ENABLE_PUSH: 0,
+            frames.INITIAL_WINDOW_SIZE: limits.stream_window,
+            frames.MAX_HEADER_LIST_SIZE: limits.header_list_bytes_max,
+        }
+        super().__init__(limits, now_ns, [frames.PREFACE, frames.settings(settings)])
+        self.leaving = False
+        """The server has said goodbye: no new streams."""
+
+    @property
+    def room(self) -> int:
+        """How many streams may be opened now."""
+        if self.leaving or self._ended or self._last_stream_id >= STREAM_ID_MAX - 1:
+            return 0
+        return self.peer_streams_max - len(self.streams)
+
+    @property
+    def last_stream_id(self) -> int:
+        """The stream that was opened last; 0: none was."""
+        return self._last_stream_id
+
+    def open(self) -> Stream:
+        """A new stream; its request is to be sent at once, because ids only grow on the wire."""
+        assert self.room > 0, f"{len(self.streams)} streams are open, leaving: {self.leaving}"
+        self._last_stream_id = stream_id = self._last_stream_id + 2 if self._last_stream_id else 1
+        stream = self.streams[stream_id] = Stream(
+            stream_id, self.sender.initial_window, self._limits.stream_window, False
+        )
+        return stream
+
+    def _last_of_peer(self) -> int:
+        return 0
+
+    def _on_header_list(self, stream_id: int, headers: HeaderList, ended: bool) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if self._is_idle(stream_id):
+                raise ConnectionViolation(PROTOCOL_ERROR, f"HEADERS on stream {stream_id}, which is idle")
+            # §5.1: an answer may have been under way when we gave the stream up.
+            if stream_id not in self._recently_reset:
+                self._control.spend(self._now_ns, self.sender.finished)
+            return
+        if headers.too_large:
+            raise StreamViolation(stream_id, PROTOCOL_ERROR, "a header list that is too large")
+        if stream.headed:
+            self._on_trailers(stream, headers, ended)
+            return
+        if headers.flaw is None:
+            headers.flaw = flaw_of_response(headers.fields)
+        if headers.flaw:
+            raise StreamViolation(stream_id, PROTOCOL_ERROR, headers.flaw)
+        if headers.fields[0][1][:1] == b"1":  # §8.1: any number of these may come before the response
+            if ended:
+                raise StreamViolation(stream_id, PROTOCOL_ERROR, "an interim response that ends the stream")
+            self._control.spend(self._now_ns, self.sender.finished)
+            return
+        stream.headed = True
+        self._events.append(HeadersReceived(stream, headers, b"", ended))
+        if ended:
+            stream.remote_ended = True
+            self._on_remote_ended(stream)
+
+    def _on_trailers(self, stream: Stream, headers: HeaderList, ended: bool) -> None:
+        flaw = "a second header block that does not end the stream" if not ended else flaw_of_trailers(headers.fields)
+        if flaw:
+            raise StreamViolation(stream.id, PROTOCOL_ERROR, flaw)
+        stream.remote_ended = True
+        events = self._events
+        if events and type(head := events[-1]) is HeadersReceived and head.stream is stream:
+            head.trailers, head.ended = headers, True
+        else:
+            events.append(TrailersReceived(stream, headers))
+        self._on_remote_ended(stream)
+
+    def _on_remote_ended(self, stream: Stream) -> None:
+        """The answer is complete, and so is the call: who answers early does not want the rest."""
+        del self.streams[stream.id]
+        if not stream.local_ended:
+            self.sender.discard(stream)
+            self._write_reset(stream.id, NO_ERROR)
+
+    def _on_local_ended(self, stream: Stream) -> None:
+        """The stream stays open for its answer."""
+
+    def _on_reset(self, stream: Stream, code: int) -> None:
+        if code == REFUSED_STREAM and not stream.headed:
+            self._events.append(StreamRefused(stream))
+        else:
+            self._events.append(StreamReset(stream, code))
+
+    def _on_goodbye(self, last_stream_id: int, code: int, reason: bytes) -> None:
+        """§6.8: what is above the last id was not looked at, and may be asked again elsewhere; the rest is still answered."""
+        self.leaving = True
+        for stream in [stream for stream_id, stream in self.streams.items() if stream_id > last_stream_id]:
+            del self.streams[stream.id]
+            self.sender.discard(stream)
+            # One that was answered in part contradicts itself: better not to believe it.
+            self._events.append(StreamReset(stream, code) if stream.headed else StreamRefused(stream))
+        self._events.append(PeerLeaving(code, reason))
