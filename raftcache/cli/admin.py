@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
 from raftcache.admin.v1 import admin_pb2, admin_pb2_grpc
 from raftcache.cli.exits import Exit, Failure
 from raftcache.client.failure import Failure as CallFailure
-from raftcache.client.failure import Metadata, failure_of_status
+from raftcache.client.grpcio_sync import credentials_of, failure_of
 from raftcache.client.options import CHANNEL_OPTIONS
-from raftcache.client.sync_driver import credentials_of
 from raftcache.clock import NS_PER_SECOND, SystemClock
 from raftcache.errors import OutcomeUnknown, Unavailable
 
@@ -95,7 +94,7 @@ class AdminClient:
             try:
                 answer = ask(self._stub(endpoint), seconds)
             except grpc.RpcError as error:
-                failure = _failure_of(endpoint, error)
+                failure = failure_of(endpoint, error)
                 if not failure.again:
                     raise failure.error from error
                 failed.append(failure)
@@ -115,7 +114,7 @@ class AdminClient:
             try:
                 return ask(self._stub(endpoint), self.seconds_left)
             except grpc.RpcError as error:
-                failure = _failure_of(endpoint, error)
+                failure = failure_of(endpoint, error)
                 if failure.timed_out:
                     raise OutcomeUnknown(
                         f"{endpoint} has not answered within {self._target.timeout:g} s: the change may be under way"
@@ -152,12 +151,6 @@ class AdminClient:
             return Failure(failed[0].error.message, code=Exit.UNAVAILABLE)
         reasons = "; ".join(dict.fromkeys(_brief(failure) for failure in failed))
         return Failure(f"no node answers: {reasons}", code=Exit.UNAVAILABLE, hint=hint)
-
-
-def _failure_of(endpoint: str, error: grpc.RpcError) -> CallFailure:
-    # What a call raises is a `grpc.Call` as well, which the stubs do not say.
-    call = cast("grpc.Call", error)
-    return failure_of_status(endpoint, call.code(), call.details(), cast("Metadata | None", call.trailing_metadata()))
 
 
 def _brief(failure: CallFailure) -> str:

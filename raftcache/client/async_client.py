@@ -23,7 +23,7 @@ from raftcache.client.batch import Batch, Outcome
 from raftcache.client.errors import ClientClosed
 from raftcache.client.keys import bounds_of
 from raftcache.client.ops import Operation
-from raftcache.client.options import DEFAULT_TIMEOUT_SECONDS, Configured, Consistency, Routing, Tls
+from raftcache.client.options import DEFAULT_TIMEOUT_SECONDS, Configured, Consistency, Routing, Tls, Transport
 from raftcache.client.results import CasResult, DeleteResult, Entry, Pong, PutResult, ShardMap, TxnResult
 from raftcache.client.stream import DEFAULT_WINDOW
 from raftcache.client.when import Condition
@@ -50,9 +50,16 @@ class AsyncClient(Configured):
         consistency: Consistency = "linearizable",
         sessions: bool = True,
         tls: Tls | None = None,
+        transport: Transport = "fast",
     ) -> None:
         super().__init__(
-            endpoints, routing=routing, timeout=timeout, consistency=consistency, sessions=sessions, tls=tls
+            endpoints,
+            routing=routing,
+            timeout=timeout,
+            consistency=consistency,
+            sessions=sessions,
+            tls=tls,
+            transport=transport,
         )
         self._driver: AsyncDriver | None = None
         self._closed = False

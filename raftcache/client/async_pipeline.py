@@ -5,20 +5,15 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import grpc
-import grpc.aio
-
 from raftcache.client import ops
-from raftcache.client.async_driver import AsyncDriver, failure_of_aio
+from raftcache.client.async_driver import AsyncDriver, AsyncStream
 from raftcache.client.errors import ClientClosed
-from raftcache.client.failure import Failure, failure_of_status
+from raftcache.client.failure import Failure, lost
 from raftcache.client.flows import ping
 from raftcache.client.ops import Operation
 from raftcache.client.results import CasResult, DeleteResult, Entry, PutResult, TxnResult
 from raftcache.client.stream import GRACE_SECONDS, StreamState
-from raftcache.client.sync_driver import serialize
 from raftcache.client.when import Condition
-from raftcache.v1 import kv_pb2
 
 T = TypeVar("T")
 
@@ -38,7 +33,7 @@ class AsyncPipeline:
         self._timeout = timeout
         self._window = window
         self._state: StreamState[asyncio.Future[Any]] | None = None
-        self._call: Any = None
+        self._call: AsyncStream | None = None
         self._more = asyncio.Event()
         """Something to send, or the end: for the writer."""
         self._room = asyncio.Event()
@@ -48,17 +43,11 @@ class AsyncPipeline:
     async def __aenter__(self) -> Self:
         # A stream to a node that is not there would fail at the first operation. This one answered just now.
         endpoint = (await self._driver.run(ping(self._driver.core, self._timeout))).address
-        channel: Any = self._driver.channel(endpoint)
-        callee = channel.stream_stream(
-            ops.PIPELINE_PATH,
-            request_serializer=serialize,
-            response_deserializer=kv_pb2.PipelineResponse.FromString,
-        )
         self._state = StreamState(endpoint, self._timeout, self._window, self._driver.core.clock)
-        self._call = callee()
+        self._call = self._driver.transport.open_stream(endpoint)
         await self._tasks.__aenter__()
-        self._tasks.create_task(self._write(self._state), name="raftcache-pipeline-writer")
-        self._tasks.create_task(self._read(self._state, endpoint), name="raftcache-pipeline-reader")
+        self._tasks.create_task(self._write(self._state, self._call), name="raftcache-pipeline-writer")
+        self._tasks.create_task(self._read(self._state, self._call), name="raftcache-pipeline-reader")
         return self
 
     async def __aexit__(
@@ -68,7 +57,7 @@ class AsyncPipeline:
         assert state is not None
         state.closing = True
         self._more.set()
-        if kind is not None:
+        if kind is not None and self._call is not None:
             self._call.cancel()
         # The body's exception is not the group's: it would come out wrapped.
         await self._tasks.__aexit__(None, None, None)
@@ -152,7 +141,7 @@ class AsyncPipeline:
         self._more.set()
         return future
 
-    async def _write(self, state: StreamState[Any]) -> None:
+    async def _write(self, state: StreamState[Any], call: AsyncStream) -> None:
         """The writer task: sends what there is, and ends a stream that does not answer in time."""
         half_closed = False
         patience = self._timeout + GRACE_SECONDS
@@ -161,23 +150,20 @@ class AsyncPipeline:
                 request = state.next_request()
                 if request is not None:
                     async with asyncio.timeout(patience):
-                        await self._call.write(request)
+                        if not await call.write(request):
+                            return
                 elif state.closing and not half_closed:
                     half_closed = True
-                    await self._call.done_writing()
+                    await call.end()
                 elif state.expires_in() == 0:
-                    self._call.cancel()
+                    call.cancel()
                     return
                 else:
                     await self._wait_for_more(state)
             if not half_closed:
-                await self._call.done_writing()
-        except (grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
-            # The stream is over, and the reader says why; a write that was given up has cancelled it.
-            return
-        except asyncio.CancelledError:
-            if _is_asked_to_stop():
-                raise
+                await call.end()
+        except TimeoutError:
+            call.cancel()
 
     async def _wait_for_more(self, state: StreamState[Any]) -> None:
         """Until there is something to send, or the oldest answer is overdue."""
@@ -188,35 +174,20 @@ class AsyncPipeline:
         except TimeoutError:
             return
 
-    async def _read(self, state: StreamState[Any], endpoint: str) -> None:
+    async def _read(self, state: StreamState[Any], call: AsyncStream) -> None:
         """The reader task: until the stream ends."""
-        failure: Failure | None = None
+        # Unless it is read to its end.
+        failure: Failure | None = lost(state.endpoint, "the pipeline was ended")
         try:
-            while (response := await self._call.read()) is not grpc.aio.EOF:
+            while (response := await call.read()) is not None:
                 for one in state.on_response(response):
                     one.apply()
                 self._room.set()
                 if state.closing:
                     self._more.set()
-            code = await self._call.code()
-            if code is not grpc.StatusCode.OK:
-                details, trailers = await self._call.details(), await self._call.trailing_metadata()
-                failure = failure_of_status(endpoint, code, details, trailers)
-        except grpc.aio.AioRpcError as error:
-            failure = failure_of_aio(endpoint, error)
-        except asyncio.CancelledError:
-            # Cancelled was the call; unless it was this task.
-            failure = failure_of_status(endpoint, grpc.StatusCode.CANCELLED, "the pipeline was ended", None)
-            if _is_asked_to_stop():
-                raise
+            failure = call.failure
         finally:
             for one in state.on_end(failure):
                 one.apply()
             self._room.set()
             self._more.set()
-
-
-def _is_asked_to_stop() -> bool:
-    """Whether a CancelledError is meant for this task, and not for the call that it waits on."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

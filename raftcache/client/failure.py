@@ -3,21 +3,17 @@
 Rules of this file:
 - the facts come from the details that the server sends; the class only names them. What a newer release calls by a name
   unknown here keeps its `definite` and `retryable`;
-- a status without details is from the gRPC library itself (or a proxy): nobody knows how far the request came. The one
-  exception is a connection that could not be made, which the library says in words; if they change, the outcome counts as
-  unknown, which is the safe side (a test compares them with the installed library);
+- a status without details is from a gRPC library (or a proxy): nobody knows how far the request came;
+- a transport that knows how far a request came says so: `never_sent`, `refused`, `lost`, `overdue`, `closed`;
 - `again` means that sending the same request again may help. Whether it is *allowed* is the flows' to decide.
-
-Caveat: grpcio calls it UNKNOWN, INTERNAL or CANCELLED as well when a connection breaks in the middle of a call.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped] # no py.typed in the package
 
+from raftcache.client.errors import ClientClosed
 from raftcache.errors import (
     BatchTooLarge,
     Corruption,
@@ -32,12 +28,17 @@ from raftcache.errors import (
     error_of,
 )
 from raftcache.v1 import types_pb2
+from raftcache.wire.grpc_wire import (
+    DEADLINE_EXCEEDED,
+    PERMISSION_DENIED,
+    RESOURCE_EXHAUSTED,
+    STATUS_NAMES,
+    UNAUTHENTICATED,
+    UNIMPLEMENTED,
+)
 
-DETAILS_TRAILER = "grpc-status-details-bin"
 DOMAIN = "raftcache"
 """Of our ErrorInfo."""
-NEVER_CONNECTED = "failed to connect to all addresses"
-"""How gRPC's core begins the details of a call that found no connection, and so was never sent."""
 
 _AGAIN = frozenset(
     {
@@ -52,16 +53,14 @@ _AGAIN = frozenset(
 )
 """Reasons that are not `retryable` as such, but worth another attempt here."""
 
-_REFUSED: dict[grpc.StatusCode, type[RaftCacheError]] = {
+_REFUSED: dict[int, type[RaftCacheError]] = {
     # The other end's gRPC library refused to read a message of this size.
-    grpc.StatusCode.RESOURCE_EXHAUSTED: BatchTooLarge,
-    grpc.StatusCode.UNIMPLEMENTED: UnsupportedVersion,
-    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    RESOURCE_EXHAUSTED: BatchTooLarge,
+    UNIMPLEMENTED: UnsupportedVersion,
+    UNAUTHENTICATED: Unauthenticated,
+    PERMISSION_DENIED: PermissionDenied,
 }
 """Codes that say without details that the request was not let in."""
-
-Metadata = Iterable[tuple[str, str | bytes]]
 
 
 @dataclass(slots=True)
@@ -86,22 +85,52 @@ class Failure:
         return self.error.reason
 
 
-def failure_of_status(endpoint: str, code: grpc.StatusCode, details: str | None, trailers: Metadata | None) -> Failure:
-    """What a call's status means."""
-    for key, value in trailers or ():
-        if key == DETAILS_TRAILER and isinstance(value, bytes):
-            failure = _of_details(details or "", value)
-            if failure is not None:
-                return failure
-    said = f"{endpoint}: {details or code.name}"
-    refused = _REFUSED.get(code)
-    if refused is not None:
-        return Failure(refused(said), definite=True, again=False)
-    if code is grpc.StatusCode.UNAVAILABLE and (details or "").startswith(NEVER_CONNECTED):
-        return Failure(Unavailable(f"cannot connect: {said}"), definite=True, again=True, unreachable=True)
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+def failure_of_status(endpoint: str, code: int, message: str, details: bytes) -> Failure:
+    """What a call's status means; `details` is a serialised google.rpc.Status, or empty."""
+    if details:
+        failure = _of_details(message, details)
+        if failure is not None:
+            return failure
+    name = STATUS_NAMES[code]
+    said = f"{endpoint}: {message or name}"
+    cls = _REFUSED.get(code)
+    if cls is not None:
+        return Failure(cls(said), definite=True, again=False)
+    if code == DEADLINE_EXCEEDED:
         return Failure(OutcomeUnknown(f"no answer in time: {said}"), definite=False, again=True, timed_out=True)
-    return Failure(OutcomeUnknown(f"no answer: {code.name}: {said}"), definite=False, again=True, unreachable=True)
+    return Failure(OutcomeUnknown(f"no answer: {name}: {said}"), definite=False, again=True, unreachable=True)
+
+
+def never_sent(endpoint: str, why: str) -> Failure:
+    """There is no connection, or it broke before the first byte of the request was handed to it."""
+    error = Unavailable(f"cannot connect: {endpoint}: {why}")
+    return Failure(error, definite=True, again=True, unreachable=True)
+
+
+def refused(endpoint: str) -> Failure:
+    """The node says that it has not looked at the request (RFC 9113 §8.7)."""
+    return Failure(Unavailable(f"{endpoint} takes no more requests on this connection"), definite=True, again=True)
+
+
+def lost(endpoint: str, why: str) -> Failure:
+    """The request was sent, at least in part, and there will be no answer that can be understood."""
+    return Failure(OutcomeUnknown(f"no answer: {endpoint}: {why}"), definite=False, again=True, unreachable=True)
+
+
+def overdue(endpoint: str, *, sent: bool) -> Failure:
+    """The attempt's time is over."""
+    if sent:
+        error: RaftCacheError = OutcomeUnknown(f"no answer in time: {endpoint}")
+    else:
+        error = Unavailable(f"no connection in time: {endpoint}")
+    return Failure(error, definite=not sent, again=True, timed_out=True)
+
+
+def closed(*, sent: bool) -> Failure:
+    """The client was closed under the call."""
+    if sent:
+        return Failure(OutcomeUnknown("no answer: the client was closed"), definite=False, again=True)
+    return Failure(ClientClosed("the client is closed"), definite=True, again=False)
 
 
 def failure_of_detail(detail: types_pb2.ErrorDetail) -> Failure:

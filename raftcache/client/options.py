@@ -1,13 +1,13 @@
 """What a client is told when it is made: where the cluster is, and how to behave. Plain data, checked at once.
 
-Environment variables of `from_env`: RAFTCACHE_ENDPOINTS, RAFTCACHE_TIMEOUT (seconds), RAFTCACHE_CA, RAFTCACHE_CERT and
-RAFTCACHE_KEY (paths of PEM files).
+Environment variables of `from_env`: RAFTCACHE_ENDPOINTS, RAFTCACHE_TIMEOUT (seconds), RAFTCACHE_TRANSPORT, RAFTCACHE_CA,
+RAFTCACHE_CERT and RAFTCACHE_KEY (paths of PEM files).
 """
 
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from raftcache.errors import ConfigError
 
@@ -19,6 +19,9 @@ Consistency = Literal["linearizable", "stale"]
 """`linearizable`: a read sees every write that was acknowledged before it. `stale`: any one replica answers from what it
 has; `Entry.age` says how old that may be."""
 
+Transport = Literal["fast", "grpcio"]
+"""`fast`: HTTP/2 and gRPC of this project's own, in Python. `grpcio`: gRPC's own library."""
+
 DEFAULT_PORT = 7400
 DEFAULT_TIMEOUT_SECONDS = 5.0
 """A new leader takes one to two seconds; this leaves a margin for a second election and the retries in between."""
@@ -26,6 +29,7 @@ DEFAULT_TIMEOUT_SECONDS = 5.0
 SCHEME = "raftcache://"
 
 CHANNEL_OPTIONS = (
+    # For grpcio. The other transport behaves alike: see `fast_connection` and `fast_channel`.
     # Through NAT and load balancers idle connections die silently after some minutes, or less; the server allows a ping
     # every 5 s. A node that vanished is noticed after 25 s by itself, and by the attempt's deadline long before.
     ("grpc.keepalive_time_ms", 20_000),
@@ -51,7 +55,7 @@ class Tls:
     """TLS towards the nodes. Paths of PEM files, read when a connection is first made."""
 
     ca: str | None = None
-    """Authorities that the nodes' certificates are checked by; None: those of gRPC's own list."""
+    """Authorities that the nodes' certificates are checked by; None: those of the system, or with grpcio those of its own list."""
     cert: str | None = None
     """The client's own certificate, where the cluster asks for one (mutual TLS)."""
     key: str | None = None
@@ -79,8 +83,11 @@ class Options:
     sessions: bool = True
     """Whether writes are exactly-once: repeated until the deadline, and applied once."""
     tls: Tls | None = None
+    transport: Transport = "fast"
 
     def __post_init__(self) -> None:
+        if self.transport not in get_args(Transport):
+            raise ConfigError(f"transport is {' or '.join(get_args(Transport))}, not {self.transport!r}")
         if self.routing not in get_args(Routing):
             raise ConfigError(f"routing is {' or '.join(get_args(Routing))}, not {self.routing!r}")
         check_consistency(self.consistency)
@@ -107,8 +114,8 @@ def parse_endpoints(endpoints: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def from_environment(environ: Mapping[str, str]) -> tuple[str, float, Tls | None]:
-    """Endpoints, timeout and TLS as the environment has them. Raises: `ConfigError`."""
+def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """A client's parameters as the environment has them. Raises: `ConfigError`."""
     endpoints = environ.get("RAFTCACHE_ENDPOINTS", "")
     if not endpoints:
         raise ConfigError("RAFTCACHE_ENDPOINTS is not set; it names the nodes, as in 'host:7400,host:7400'")
@@ -118,7 +125,9 @@ def from_environment(environ: Mapping[str, str]) -> tuple[str, float, Tls | None
     except ValueError as error:
         raise ConfigError(f"RAFTCACHE_TIMEOUT is a number of seconds, not {timeout_text!r}") from error
     ca, cert, key = (environ.get(f"RAFTCACHE_{name}") or None for name in ("CA", "CERT", "KEY"))
-    return endpoints, timeout, Tls(ca, cert, key) if ca or cert or key else None
+    tls = Tls(ca, cert, key) if ca or cert or key else None
+    transport = environ.get("RAFTCACHE_TRANSPORT") or "fast"
+    return {"endpoints": endpoints, "timeout": timeout, "tls": tls, "transport": transport}
 
 
 def _with_port(endpoint: str) -> str:
@@ -145,6 +154,7 @@ class Configured:
         consistency: Consistency = "linearizable",
         sessions: bool = True,
         tls: Tls | None = None,
+        transport: Transport = "fast",
     ) -> None:
         """Connects to nothing yet.
 
@@ -160,13 +170,13 @@ class Configured:
             consistency=consistency,
             sessions=sessions,
             tls=tls,
+            transport=transport,
         )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """A client as RAFTCACHE_ENDPOINTS, RAFTCACHE_TIMEOUT and RAFTCACHE_CA, _CERT, _KEY say. Raises: `ConfigError`."""
-        endpoints, timeout, tls = from_environment(os.environ if environ is None else environ)
-        return cls(endpoints, timeout=timeout, tls=tls)
+        """A client as RAFTCACHE_ENDPOINTS, _TIMEOUT, _TRANSPORT and _CA, _CERT, _KEY say. Raises: `ConfigError`."""
+        return cls(**from_environment(os.environ if environ is None else environ))
 
     def __repr__(self) -> str:
         options = self._options

@@ -80,7 +80,7 @@ class StreamState(Generic[F]):
     """One pipeline. Not safe with threads: the driver sees to that."""
 
     def __init__(self, endpoint: str, timeout: float, window: int, clock: Clock) -> None:
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._timeout = timeout
         self._window = window
         self._clock = clock
@@ -104,7 +104,7 @@ class StreamState(Generic[F]):
         if self.closing:
             raise ClientClosed("the pipeline is closed")
         if self.broken is not None:
-            raise Unavailable(f"the pipeline to {self._endpoint} is broken; this was not sent: {self.broken.message}")
+            raise Unavailable(f"the pipeline to {self.endpoint} is broken; this was not sent: {self.broken.message}")
         self._queue.append(_Item(operation, future))
         self.unanswered += 1
 
@@ -138,7 +138,7 @@ class StreamState(Generic[F]):
             failure = failure_of_detail(response.error)
             return [self._failed(item, failure) for item in sent.items]
         if len(response.results) != len(sent.items):
-            short = RaftCacheError(f"{self._endpoint} answered {len(response.results)} of {len(sent.items)} operations")
+            short = RaftCacheError(f"{self.endpoint} answered {len(response.results)} of {len(sent.items)} operations")
             return [self._failed(item, Failure(short, definite=False, again=False)) for item in sent.items]
         return [self._answered(item, result) for item, result in zip(sent.items, response.results, strict=True)]
 
@@ -147,7 +147,7 @@ class StreamState(Generic[F]):
         not answered had no effect; without them nobody knows."""
         if failure is None:
             failure = Failure(
-                Unavailable(f"{self._endpoint} ended the pipeline before it answered everything"),
+                Unavailable(f"{self.endpoint} ended the pipeline before it answered everything"),
                 definite=False,
                 again=False,
             )
@@ -193,6 +193,6 @@ class StreamState(Generic[F]):
         return Settled(item.future, None, self._marked(error))
 
     def _marked(self, error: RaftCacheError) -> RaftCacheError:
-        error.node = self._endpoint
+        error.node = self.endpoint
         error.attempts = 1
         return error

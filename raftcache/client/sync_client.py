@@ -21,7 +21,7 @@ from raftcache.client.batch import Batch, Outcome
 from raftcache.client.errors import ClientClosed
 from raftcache.client.keys import bounds_of
 from raftcache.client.ops import Operation
-from raftcache.client.options import DEFAULT_TIMEOUT_SECONDS, Configured, Consistency, Routing, Tls
+from raftcache.client.options import DEFAULT_TIMEOUT_SECONDS, Configured, Consistency, Routing, Tls, Transport
 from raftcache.client.results import CasResult, DeleteResult, Entry, Pong, PutResult, ShardMap, TxnResult
 from raftcache.client.stream import DEFAULT_WINDOW
 from raftcache.client.sync_driver import SyncDriver
@@ -52,9 +52,16 @@ class Client(Configured):
         consistency: Consistency = "linearizable",
         sessions: bool = True,
         tls: Tls | None = None,
+        transport: Transport = "fast",
     ) -> None:
         super().__init__(
-            endpoints, routing=routing, timeout=timeout, consistency=consistency, sessions=sessions, tls=tls
+            endpoints,
+            routing=routing,
+            timeout=timeout,
+            consistency=consistency,
+            sessions=sessions,
+            tls=tls,
+            transport=transport,
         )
         self._driver = SyncDriver(self._options)
         self._lock = Lock()

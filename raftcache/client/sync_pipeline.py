@@ -1,7 +1,7 @@
-"""A pipeline for threads: one stream, written by gRPC's thread, read by one of ours.
+"""A pipeline for threads: one stream, written by the transport's thread, read by one of ours.
 
-Caveat: while gRPC itself is blocked on a node that stopped reading, nobody looks at the time; the connection's keepalive ends
-such a stream after some 25 s.
+Caveat: while the writing thread is blocked on a node that stopped reading, nobody looks at the time unless the user does; the
+connection's keepalive ends a stream to a node that is gone after some 25 s.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,16 +10,13 @@ from threading import Condition, Thread
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import grpc
-
 from raftcache.client import ops
 from raftcache.client.errors import ClientClosed
-from raftcache.client.failure import Failure
 from raftcache.client.flows import ping
 from raftcache.client.ops import Operation
 from raftcache.client.results import CasResult, DeleteResult, Entry, PutResult, TxnResult
 from raftcache.client.stream import GRACE_SECONDS, Settled, StreamState
-from raftcache.client.sync_driver import SyncDriver, failure_of, serialize
+from raftcache.client.sync_driver import SyncDriver, SyncStream
 from raftcache.client.when import Condition as WhenCondition
 from raftcache.v1 import kv_pb2
 
@@ -47,22 +44,16 @@ class Pipeline:
         self._changed = Condition()
         """Guards the state; notified whenever it changed."""
         self._state: StreamState[Future[Any]] | None = None
-        self._call: Any = None
+        self._call: SyncStream | None = None
         self._reader: Thread | None = None
 
     def __enter__(self) -> Self:
         # A stream to a node that is not there would fail at the first operation. This one answered just now.
         endpoint = self._driver.run(ping(self._driver.core, self._timeout)).address
-        channel = self._driver.channel(endpoint)
-        callee = channel.stream_stream(
-            ops.PIPELINE_PATH,
-            request_serializer=serialize,
-            response_deserializer=kv_pb2.PipelineResponse.FromString,
-        )
         self._state = StreamState(endpoint, self._timeout, self._window, self._driver.core.clock)
-        self._call = callee(self._requests(self._state))
+        self._call = self._driver.transport.open_stream(endpoint, self._requests(self._state))
         self._reader = Thread(
-            target=self._read, args=(self._state, endpoint), name="raftcache-pipeline-reader", daemon=True
+            target=self._read, args=(self._state, self._call), name="raftcache-pipeline-reader", daemon=True
         )
         self._reader.start()
         return self
@@ -70,9 +61,10 @@ class Pipeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        state, reader = self._state, self._reader
+        state, reader, call = self._state, self._reader, self._call
         assert state is not None
         assert reader is not None
+        assert call is not None
         try:
             with self._changed:
                 state.closing = True
@@ -83,7 +75,7 @@ class Pipeline:
             if state.finished():
                 # Everything was answered; the node has the stream's end still to confirm.
                 reader.join(GRACE_SECONDS)
-            self._call.cancel()
+            call.cancel()
             reader.join()
 
     def get(self, key: str | bytes) -> "Future[Entry | None]":
@@ -168,13 +160,13 @@ class Pipeline:
     def _wait(self, state: StreamState[Any]) -> None:
         """Waits for a change, and ends the stream if there is none in time. Under the lock."""
         seconds = state.expires_in()
-        if seconds == 0:
+        if seconds == 0 and self._call is not None:
             self._call.cancel()
             seconds = None
         self._changed.wait(seconds)
 
     def _requests(self, state: StreamState[Any]) -> Iterator[kv_pb2.PipelineRequest]:
-        """What gRPC sends, from its own thread."""
+        """What is sent, by the transport's thread."""
         while True:
             with self._changed:
                 while (request := state.next_request()) is None:
@@ -183,19 +175,15 @@ class Pipeline:
                     self._wait(state)
             yield request
 
-    def _read(self, state: StreamState[Any], endpoint: str) -> None:
+    def _read(self, state: StreamState[Any], call: SyncStream) -> None:
         """The reader thread: until the stream ends."""
-        failure: Failure | None = None
-        try:
-            for response in self._call:
-                with self._changed:
-                    settled = state.on_response(response)
-                    self._changed.notify_all()
-                _apply(settled)
-        except grpc.RpcError as error:
-            failure = failure_of(endpoint, error)
+        for response in call:
+            with self._changed:
+                settled = state.on_response(response)
+                self._changed.notify_all()
+            _apply(settled)
         with self._changed:
-            settled = state.on_end(failure)
+            settled = state.on_end(call.failure)
             self._changed.notify_all()
         _apply(settled)
 

@@ -96,11 +96,17 @@ class Decoder:
         """What we allow the peer, by our settings."""
         self._table = DynamicTable()
         self._cache: dict[bytes, HeaderList] = {}
+        self.changes = 0
+        """Grows when the table changes: blocks that were decoded before may mean something else now."""
 
     def decode(self, block: bytes) -> HeaderList:
         """The header list of one whole block. Raises: `HpackError`."""
         cached = self._cache.get(block)
         return self._decode(block) if cached is None else cached
+
+    def knows(self, block: bytes) -> HeaderList | None:
+        """What a block means as long as the table does not change; None if that is not known, or the block changes it."""
+        return self._cache.get(block)
 
     def _decode(self, block: bytes) -> HeaderList:
         table, end = self._table, len(block)
@@ -145,6 +151,7 @@ class Decoder:
         if changed:
             # Indexes mean something else from now on.
             self._cache.clear()
+            self.changes += 1
         elif end <= _CACHED_BLOCK_BYTES_MAX:
             if len(self._cache) >= _CACHED_BLOCKS_MAX:
                 self._cache.clear()

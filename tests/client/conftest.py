@@ -1,11 +1,12 @@
 """What the client's tests share: one real cluster for all of them, and both clients behind one face."""
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, cast, get_args
 
 import pytest
 
 from raftcache.client import AsyncClient, Client
+from raftcache.client.options import Transport
 from tests.support.cluster import Cluster, running
 
 SHARDS = 4
@@ -20,10 +21,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield found
 
 
+@pytest.fixture(params=get_args(Transport))
+def transport(request: pytest.FixtureRequest) -> Transport:
+    """How calls are made: each way in turn."""
+    return cast(Transport, request.param)
+
+
 @pytest.fixture
-def client(cluster: Cluster) -> Iterator[Client]:
+def client(cluster: Cluster, transport: Transport) -> Iterator[Client]:
     """A client with patience."""
-    with Client(cluster.endpoints, timeout=PATIENCE_SECONDS) as found:
+    with Client(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport) as found:
         yield found
 
 
@@ -47,11 +54,11 @@ class Awaited:
 
 
 @pytest.fixture(params=["threads", "asyncio"])
-async def rc(request: pytest.FixtureRequest, cluster: Cluster) -> AsyncIterator[Any]:
+async def rc(request: pytest.FixtureRequest, cluster: Cluster, transport: Transport) -> AsyncIterator[Any]:
     """Both clients, one after the other."""
     if request.param == "threads":
-        with Client(cluster.endpoints, timeout=PATIENCE_SECONDS) as client:
+        with Client(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport) as client:
             yield Awaited(client)
     else:
-        async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS) as client_of_loop:
+        async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport) as client_of_loop:
             yield client_of_loop

@@ -1,4 +1,4 @@
-"""A program with a client for all of it, which forks: `python -m tests.client.fork_main ENDPOINTS KEY`. Run as a child process
+"""A program with a client for all of it, which forks: `python -m tests.client.fork_main ENDPOINTS KEY TRANSPORT`. Run as a child process
 by a test, because a test's own process must not fork.
 
 Prints what each process counted to. A child that hangs or fails is told by its exit status.
@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from raftcache import AsyncClient, Client
 
-ENDPOINTS, KEY = sys.argv[1:]
+ENDPOINTS, KEY, TRANSPORT = sys.argv[1:]
 PATIENCE_SECONDS = 60.0
 
-rc = Client(ENDPOINTS, timeout=PATIENCE_SECONDS)
-async_rc = AsyncClient(ENDPOINTS, timeout=PATIENCE_SECONDS)
+rc = Client(ENDPOINTS, timeout=PATIENCE_SECONDS, transport=TRANSPORT)  # type: ignore[arg-type] # the test names it
+async_rc = AsyncClient(ENDPOINTS, timeout=PATIENCE_SECONDS, transport=TRANSPORT)  # type: ignore[arg-type]
 
 
 def in_child(work: Callable[[], None]) -> None:
@@ -66,6 +66,9 @@ def main() -> None:
     in_child(rc.close)
     # Last: once grpc.aio's own thread runs, gRPC does not survive a fork.
     count_on_a_loop()
+    if TRANSPORT != "grpcio":
+        in_child(count_on_a_loop)
+        count_on_a_loop()
 
 
 if __name__ == "__main__":

@@ -10,9 +10,22 @@ import pytest
 
 from raftcache import ops, when
 from raftcache.client import AmbiguousResult, AsyncClient, Client, ClientClosed, ConditionFailed, DeadlineExceeded
+from raftcache.client.fast_sync import FastTransport
+from raftcache.client.grpcio_sync import GrpcioTransport
+from raftcache.client.options import Transport
 from raftcache.errors import CrossSlot, InvalidRequest, KeyTooLong, ValueTooLarge
 from tests.client.conftest import PATIENCE_SECONDS, SHARDS
 from tests.support.cluster import Cluster
+
+
+def endpoints_of(rc: Client) -> set[str]:
+    """Whom a client has connected to."""
+    transport = rc._driver.transport
+    if isinstance(transport, FastTransport):
+        assert transport._thread is not None
+        return set(transport._thread.channels._channels)
+    assert isinstance(transport, GrpcioTransport)
+    return set(transport._channels)
 
 
 @pytest.fixture
@@ -164,14 +177,18 @@ async def test_the_cluster_tells_its_layout(rc: Any, cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("sessions", [False, True])
-def test_a_client_may_go_through_one_endpoint(cluster: Cluster, name: str, sessions: bool) -> None:
+def test_a_client_may_go_through_one_endpoint(
+    cluster: Cluster, name: str, sessions: bool, transport: Transport
+) -> None:
     """A load balancer's address is enough, with and without sessions."""
-    with Client(cluster.nodes[0].address, routing="gateway", sessions=sessions, timeout=PATIENCE_SECONDS) as rc:
+    with Client(
+        cluster.nodes[0].address, routing="gateway", sessions=sessions, timeout=PATIENCE_SECONDS, transport=transport
+    ) as rc:
         keys = [f"{name}{i}" for i in range(50)]
         assert [1] * 50 == rc.batch([ops.incr(key) for key in keys])
         assert all(2 == rc.incr(key) for key in keys[:8])
         assert 50 == rc.count(prefix=name)
-        assert {cluster.nodes[0].address} == set(rc._driver._channels)
+        assert {cluster.nodes[0].address} == endpoints_of(rc)
 
 
 def test_threads_share_a_client(client: Client, name: str) -> None:
@@ -188,20 +205,23 @@ def test_threads_share_a_client(client: Client, name: str) -> None:
     assert b"200" == entry.value
 
 
-async def test_tasks_share_a_client(cluster: Cluster, name: str) -> None:
+async def test_tasks_share_a_client(cluster: Cluster, name: str, transport: Transport) -> None:
     """More writes at once than a session's window has room for."""
-    async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS) as rc, asyncio.TaskGroup() as group:
+    async with (
+        AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport) as rc,
+        asyncio.TaskGroup() as group,
+    ):
         for number in range(1_200):
             group.create_task(rc.incr(name), name=f"incr-{number}")
-    async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS) as rc:
+    async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport) as rc:
         entry = await rc.get(name)
         assert entry is not None
         assert b"1200" == entry.value
 
 
-async def test_a_cancelled_task_leaves_the_client_usable(cluster: Cluster, name: str) -> None:
+async def test_a_cancelled_task_leaves_the_client_usable(cluster: Cluster, name: str, transport: Transport) -> None:
     """Its number is given back, and others go on."""
-    async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS) as rc:
+    async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport) as rc:
         await rc.put(name, b"v")
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(rc.incr(name + str(i)), name=f"incr-{i}") for i in range(20)]
@@ -229,15 +249,15 @@ async def test_a_closed_client_says_so(rc: Any, name: str) -> None:
             pass
 
 
-def test_closing_says_goodbye_to_the_shards(cluster: Cluster, name: str) -> None:
+def test_closing_says_goodbye_to_the_shards(cluster: Cluster, name: str, transport: Transport) -> None:
     """Sessions are few; who comes and goes must not leave them behind."""
-    rc = Client(cluster.endpoints, timeout=PATIENCE_SECONDS)
+    rc = Client(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport)
     rc.put(name, b"v")
     sessions = rc._driver.core.sessions
     assert sessions is not None
     (session,) = sessions.idle()
     rc.close()
-    with Client(cluster.endpoints, timeout=PATIENCE_SECONDS) as other:
+    with Client(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport) as other:
         theirs = other._driver.core.sessions
         assert theirs is not None
         assert theirs.take(session.shard) is None
@@ -246,9 +266,9 @@ def test_closing_says_goodbye_to_the_shards(cluster: Cluster, name: str) -> None
         assert session.id not in [one.id for one in theirs.idle()], "the old session was taken as expired"
 
 
-def test_a_client_closed_under_its_calls_ends_them(cluster: Cluster, name: str) -> None:
+def test_a_client_closed_under_its_calls_ends_them(cluster: Cluster, name: str, transport: Transport) -> None:
     """Reads are told that it is closed, writes that nobody knows."""
-    rc = Client(cluster.endpoints, timeout=PATIENCE_SECONDS)
+    rc = Client(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport)
     started = threading.Barrier(9)
 
     def work(number: int) -> BaseException | None:
@@ -269,9 +289,11 @@ def test_a_client_closed_under_its_calls_ends_them(cluster: Cluster, name: str) 
             )
 
 
-async def test_an_async_client_closed_under_its_calls_ends_them(cluster: Cluster, name: str) -> None:
+async def test_an_async_client_closed_under_its_calls_ends_them(
+    cluster: Cluster, name: str, transport: Transport
+) -> None:
     """As with threads; and no task is cancelled that nobody cancelled."""
-    rc = AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS)
+    rc = AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport)
 
     async def work(number: int) -> None:
         with pytest.raises(ClientClosed if number % 2 else (ClientClosed, AmbiguousResult)):
@@ -286,21 +308,21 @@ async def test_an_async_client_closed_under_its_calls_ends_them(cluster: Cluster
         await rc.close()
 
 
-def test_a_deadline_that_cannot_be_kept_is_told(cluster: Cluster, name: str) -> None:
+def test_a_deadline_that_cannot_be_kept_is_told(cluster: Cluster, name: str, transport: Transport) -> None:
     """A read had no effect; of a write nobody knows, unless nothing was sent."""
-    with Client(cluster.endpoints, timeout=PATIENCE_SECONDS) as rc:
+    with Client(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport) as rc:
         rc.put(name, b"v")
         with pytest.raises(DeadlineExceeded):
             rc.get(name, timeout=1e-6)
         with pytest.raises((AmbiguousResult, DeadlineExceeded)):
             rc.put(name, b"w", timeout=1e-6)
-    with Client("127.0.0.1:1", timeout=0.3) as nobody:
+    with Client("127.0.0.1:1", timeout=0.3, transport=transport) as nobody:
         for call in (lambda: nobody.put("k", b"v"), lambda: nobody.get("k"), nobody.ping):
             with pytest.raises(DeadlineExceeded, match="cannot connect"):
                 call()
 
 
-def test_an_async_client_serves_one_loop_after_another(cluster: Cluster, name: str) -> None:
+def test_an_async_client_serves_one_loop_after_another(cluster: Cluster, name: str, transport: Transport) -> None:
     """As a global of a program that calls `asyncio.run` more than once."""
-    rc = AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS)
+    rc = AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport)
     assert [1, 2] == [asyncio.run(rc.incr(name)) for _ in range(2)]

@@ -7,11 +7,13 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
 from raftcache import ops
 from raftcache.client import AmbiguousResult, AsyncClient, Client
+from raftcache.client.options import Transport
 from raftcache.errors import RaftCacheError, Unavailable
 from tests.client.conftest import PATIENCE_SECONDS
 from tests.support.cluster import Cluster, Node, wait_until
@@ -45,7 +47,8 @@ class Tally:
 class Storm:
     """Four kinds of clients that increment keys of one shard, while its leader is killed."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, transport: Transport) -> None:
+        self.transport = transport
         tag = uuid.uuid4().hex[:12]
         self.cluster = cluster
         self.threads, self.tasks, self.without_sessions, self.pipeline = (
@@ -59,9 +62,9 @@ class Storm:
         endpoints = self.cluster.endpoints
         leader = self.leader()
         with (
-            Client(endpoints, timeout=PATIENCE_SECONDS) as rc,
-            Client(endpoints, timeout=PATIENCE_SECONDS, sessions=False) as bare,
-            Client(leader.address, timeout=PATIENCE_SECONDS, routing="gateway") as of_leader,
+            self.client(endpoints) as rc,
+            self.client(endpoints, sessions=False) as bare,
+            self.client(leader.address, routing="gateway") as of_leader,
             ThreadPoolExecutor(2 * WORKERS + 2) as pool,
         ):
             running = [pool.submit(self.count_in_thread, rc) for _ in range(WORKERS)]
@@ -79,8 +82,11 @@ class Storm:
             for tally in self.tallies:
                 tally.stored = rc.incr(tally.key, 0)
 
+    def client(self, endpoints: str, **options: Any) -> Client:
+        return Client(endpoints, timeout=PATIENCE_SECONDS, transport=self.transport, **options)
+
     def leader(self) -> Node:
-        with Client(self.cluster.endpoints, timeout=PATIENCE_SECONDS) as rc:
+        with self.client(self.cluster.endpoints) as rc:
             wait_until(lambda: bool(rc.shard_map().shard_of(self.threads.key).leader), "a leader")
             address = rc.shard_map().shard_of(self.threads.key).leader
             return next(node for node in self.cluster.nodes if node.address == address)
@@ -121,7 +127,8 @@ class Storm:
                     await rc.incr(key)
                     self.tasks.add()
 
-        async with AsyncClient(self.cluster.endpoints, timeout=PATIENCE_SECONDS) as rc, asyncio.TaskGroup() as group:
+        rc = AsyncClient(self.cluster.endpoints, timeout=PATIENCE_SECONDS, transport=self.transport)
+        async with rc, asyncio.TaskGroup() as group:
             for number in range(WORKERS):
                 group.create_task(work(rc, batches=number % 3 == 0), name=f"worker-{number}")
 
@@ -145,10 +152,10 @@ class Storm:
                 assert error.definite, error
 
 
-@pytest.fixture(scope="module")
-def storm(cluster: Cluster) -> Storm:
-    """After the storm: the leader was killed under load, and is back."""
-    found = Storm(cluster)
+@pytest.fixture(scope="module", params=get_args(Transport))
+def storm(request: pytest.FixtureRequest, cluster: Cluster) -> Storm:
+    """After the storm: the leader was killed under load, and is back. By each transport."""
+    found = Storm(cluster, request.param)
     try:
         found.run()
     finally:
@@ -183,7 +190,7 @@ def test_a_pipeline_whose_node_is_killed_is_ambiguous_where_it_must_be(storm: St
 def test_the_same_client_works_on_with_the_node_that_came_back(storm: Storm) -> None:
     """Also where it is the only endpoint."""
     for node in storm.cluster.nodes:
-        with Client(node.address, routing="gateway", timeout=PATIENCE_SECONDS) as rc:
+        with storm.client(node.address, routing="gateway") as rc:
             assert storm.threads.stored == rc.incr(storm.threads.key, 0)
 
 
@@ -193,12 +200,13 @@ def name() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def test_a_program_may_fork(cluster: Cluster, name: str) -> None:
+def test_a_program_may_fork(cluster: Cluster, name: str, transport: Transport) -> None:
     """With a client of its own in use before, and in children and grandchildren; both clients."""
-    program = [sys.executable, "-m", "tests.client.fork_main", cluster.endpoints, name]
+    program = [sys.executable, "-m", "tests.client.fork_main", cluster.endpoints, name, transport]
     run = subprocess.run(program, cwd=TOP, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS)
     assert 0 == run.returncode, run.stdout + run.stderr
-    assert ["5", "10", "15", "20", "21", "22", "27", "28", "29"] == run.stdout.split()
+    counted = ["5", "10", "15", "20", "21", "22", "27", "28", "29"]
+    assert (counted if transport == "grpcio" else [*counted, "30", "31"]) == run.stdout.split()
 
 
 @pytest.mark.parametrize("program", ["counter.py", "pipeline_async.py"])

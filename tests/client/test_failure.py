@@ -4,7 +4,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from raftcache.client.failure import DETAILS_TRAILER, NEVER_CONNECTED, Failure, failure_of_detail, failure_of_status
+from raftcache.client.failure import Failure, failure_of_detail
+from raftcache.client.grpcio_async import failure_of_aio
+from raftcache.client.grpcio_sync import DETAILS_TRAILER, NEVER_CONNECTED, failure_of, failure_of_grpcio
 from raftcache.client.options import CHANNEL_OPTIONS
 from raftcache.errors import (
     BatchTooLarge,
@@ -25,7 +27,7 @@ from raftcache.v1 import types_pb2
 def of_server(error: RaftCacheError, shard: int = -1) -> Failure:
     """`error`, as the server sends it and as the client reads it."""
     refusal = refusal_of(error, ShardId(shard))
-    return failure_of_status("a:1", status_code(error), refusal.message, [(DETAILS_TRAILER, refusal.details)])
+    return failure_of_grpcio("a:1", status_code(error), refusal.message, [(DETAILS_TRAILER, refusal.details)])
 
 
 @pytest.mark.parametrize(("reason", "cls"), sorted(error_classes().items()))
@@ -78,7 +80,7 @@ def test_a_status_without_details_is_taken_with_care(
     code: grpc.StatusCode, details: str, expected: type[RaftCacheError], definite: bool, again: bool
 ) -> None:
     """The library and not the server speaks: the outcome is unknown, unless the request was never let in."""
-    failure = failure_of_status("a:1", code, details, None)
+    failure = failure_of_grpcio("a:1", code, details, None)
     assert (expected, definite, again) == (type(failure.error), failure.definite, failure.again)
     assert "a:1" in failure.error.message
 
@@ -86,7 +88,7 @@ def test_a_status_without_details_is_taken_with_care(
 @pytest.mark.parametrize("data", [b"\xff\xff", b""])
 def test_details_that_are_not_ours_count_as_none(data: bytes) -> None:
     """A proxy may have put them there."""
-    failure = failure_of_status("a:1", grpc.StatusCode.UNAVAILABLE, "x", [(DETAILS_TRAILER, data)])
+    failure = failure_of_grpcio("a:1", grpc.StatusCode.UNAVAILABLE, "x", [(DETAILS_TRAILER, data)])
     assert (OutcomeUnknown, False) == (type(failure.error), failure.definite)
 
 
@@ -102,8 +104,7 @@ def test_the_installed_grpc_says_that_it_could_not_connect() -> None:
         call = channel.unary_unary("/a/b", request_serializer=bytes, response_deserializer=bytes)
         with pytest.raises(grpc.RpcError) as raised:
             call(b"x", timeout=20)
-    assert isinstance(raised.value, grpc.Call)
-    failure = failure_of_status("127.0.0.1:1", raised.value.code(), raised.value.details(), None)
+    failure = failure_of("127.0.0.1:1", raised.value)
     assert (Unavailable, True, True) == (type(failure.error), failure.definite, failure.unreachable)
 
 
@@ -113,5 +114,5 @@ async def test_the_installed_grpc_aio_says_that_it_could_not_connect() -> None:
         call = channel.unary_unary("/a/b", request_serializer=bytes, response_deserializer=bytes)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await call(b"x", timeout=20)
-    failure = failure_of_status("127.0.0.1:1", raised.value.code(), raised.value.details(), None)
+    failure = failure_of_aio("127.0.0.1:1", raised.value)
     assert (Unavailable, True, True) == (type(failure.error), failure.definite, failure.unreachable)

@@ -8,6 +8,7 @@ import pytest
 
 from raftcache import ops, when
 from raftcache.client import AmbiguousResult, AsyncClient, Client, ClientClosed, ConditionFailed
+from raftcache.client.options import Transport
 from raftcache.errors import Unavailable
 from tests.client.conftest import PATIENCE_SECONDS
 from tests.support.cluster import Cluster
@@ -31,9 +32,11 @@ def test_operations_on_a_key_take_effect_in_order(client: Client, name: str) -> 
         assert b"100" == entry.value, "a read sees the writes before it"
 
 
-async def test_operations_on_a_key_take_effect_in_order_with_asyncio(cluster: Cluster, name: str) -> None:
+async def test_operations_on_a_key_take_effect_in_order_with_asyncio(
+    cluster: Cluster, name: str, transport: Transport
+) -> None:
     """As with threads."""
-    async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS) as rc:
+    async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport) as rc:
         async with rc.pipeline(window=200) as pipeline:
             futures = [await pipeline.incr(f"{name}{number % 20}") for number in range(2_000)]
             read = await pipeline.get(f"{name}7")
@@ -66,10 +69,12 @@ def test_every_operation_has_its_own_outcome(client: Client, name: str) -> None:
         client.pipeline().get(key)
 
 
-async def test_every_operation_has_its_own_outcome_with_asyncio(cluster: Cluster, name: str) -> None:
+async def test_every_operation_has_its_own_outcome_with_asyncio(
+    cluster: Cluster, name: str, transport: Transport
+) -> None:
     """As with threads."""
     key = f"{{{name}}}"
-    async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS) as rc:
+    async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport) as rc:
         async with rc.pipeline() as pipeline:
             put = await pipeline.put(key, b"1")
             refused = await pipeline.put(key, b"2", if_absent=True)
@@ -105,9 +110,11 @@ def test_an_exception_leaves_without_waiting(client: Client, name: str) -> None:
         assert isinstance(future.exception(PATIENCE_SECONDS), AmbiguousResult | Unavailable | None)
 
 
-async def test_an_exception_leaves_without_waiting_with_asyncio(cluster: Cluster, name: str) -> None:
+async def test_an_exception_leaves_without_waiting_with_asyncio(
+    cluster: Cluster, name: str, transport: Transport
+) -> None:
     """As with threads: it is not wrapped in a group."""
-    async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS) as rc:
+    async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport) as rc:
         with pytest.raises(ZeroDivisionError):
             async with rc.pipeline() as pipeline:
                 futures = [await pipeline.incr(name) for _ in range(50)]
@@ -116,9 +123,11 @@ async def test_an_exception_leaves_without_waiting_with_asyncio(cluster: Cluster
             assert isinstance(future.exception(), AmbiguousResult | Unavailable | None)
 
 
-def test_a_client_closed_under_a_pipeline_leaves_it_ambiguous(cluster: Cluster, name: str) -> None:
+def test_a_client_closed_under_a_pipeline_leaves_it_ambiguous(
+    cluster: Cluster, name: str, transport: Transport
+) -> None:
     """The stream is cut: a definite error would be a guess."""
-    rc = Client(cluster.endpoints, timeout=PATIENCE_SECONDS)
+    rc = Client(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport)
     with rc.pipeline() as pipeline:
         futures = [pipeline.incr(name) for _ in range(500)]
         rc.close()
@@ -129,7 +138,7 @@ def test_a_client_closed_under_a_pipeline_leaves_it_ambiguous(cluster: Cluster, 
                 pipeline.incr(name)
 
 
-async def test_a_cancelled_body_ends_its_pipeline(cluster: Cluster, name: str) -> None:
+async def test_a_cancelled_body_ends_its_pipeline(cluster: Cluster, name: str, transport: Transport) -> None:
     """No task is left behind."""
 
     async def work(rc: AsyncClient, begun: asyncio.Event) -> None:
@@ -138,7 +147,7 @@ async def test_a_cancelled_body_ends_its_pipeline(cluster: Cluster, name: str) -
             begun.set()
             await asyncio.Event().wait()
 
-    async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS) as rc:
+    async with AsyncClient(cluster.endpoints, timeout=PATIENCE_SECONDS, transport=transport) as rc:
         begun = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             task = group.create_task(work(rc, begun), name="work")

@@ -10,6 +10,7 @@ import pytest
 
 from raftcache.client import AsyncClient, Client, Tls
 from raftcache.client.errors import DeadlineExceeded
+from raftcache.client.options import Transport
 from raftcache.errors import ConfigError
 from raftcache.v1 import shard_map_pb2
 from tests.client.scripted import table
@@ -53,32 +54,34 @@ def endpoint(tls: Tls, tmp_path: Path) -> Iterator[str]:
         server.stop(None).wait()
 
 
-async def test_both_sides_prove_themselves(endpoint: str, tls: Tls) -> None:
+async def test_both_sides_prove_themselves(endpoint: str, tls: Tls, transport: Transport) -> None:
     """Mutual TLS, by both clients."""
-    with Client(endpoint, tls=tls, timeout=30) as rc:
+    with Client(endpoint, tls=tls, timeout=30, transport=transport) as rc:
         assert 7 == rc.ping().cluster
-    async with AsyncClient(endpoint, tls=tls, timeout=30) as rc_of_loop:
+    async with AsyncClient(endpoint, tls=tls, timeout=30, transport=transport) as rc_of_loop:
         assert 7 == (await rc_of_loop.ping()).cluster
 
 
-def test_who_is_not_trusted_is_not_talked_to(endpoint: str, tls: Tls, tmp_path: Path) -> None:
+def test_who_is_not_trusted_is_not_talked_to(endpoint: str, tls: Tls, tmp_path: Path, transport: Transport) -> None:
     """A node of another authority, a client without a certificate, a client without TLS."""
     for wrong in (replace(tls, ca=str(tmp_path / "other-ca.pem")), Tls(tls.ca), None):
-        with Client(endpoint, tls=wrong, timeout=0.5) as rc:
+        with Client(endpoint, tls=wrong, timeout=0.5, transport=transport) as rc:
             with pytest.raises(DeadlineExceeded):
                 rc.ping()
 
 
-def test_files_that_cannot_be_read_are_named(endpoint: str, tls: Tls) -> None:
+def test_files_that_cannot_be_read_are_named(endpoint: str, tls: Tls, transport: Transport) -> None:
     """At the first call; half a key pair at once."""
-    with Client(endpoint, tls=replace(tls, ca="/nowhere/ca.pem")) as rc:
+    with Client(endpoint, tls=replace(tls, ca="/nowhere/ca.pem"), transport=transport) as rc:
         with pytest.raises(ConfigError, match=r"/nowhere/ca\.pem"):
             rc.ping()
     with pytest.raises(ConfigError, match="key"):
         Tls(cert="me.pem")
 
 
-def test_files_that_are_something_else_are_named_before_anybody_is_dialled(tls: Tls, tmp_path: Path) -> None:
+def test_files_that_are_something_else_are_named_before_anybody_is_dialled(
+    tls: Tls, tmp_path: Path, transport: Transport
+) -> None:
     """gRPC would take them, and fail at each connection until the deadline."""
     (tmp_path / "note.txt").write_text("no certificate")
     note = str(tmp_path / "note.txt")
@@ -90,6 +93,6 @@ def test_files_that_are_something_else_are_named_before_anybody_is_dialled(tls: 
             r"client\.pem' and '.*node\.key' are no certificate and its key",
         ),
     ):
-        with Client("127.0.0.1:1", tls=wrong) as rc:
+        with Client("127.0.0.1:1", tls=wrong, transport=transport) as rc:
             with pytest.raises(ConfigError, match=named):
                 rc.ping()
