@@ -10,6 +10,11 @@ from benchmarks.figures import median_of, percentile, ratio, spread
 PEER = "etcd"
 """The system that others are compared with."""
 
+STUBS = "stubs"
+"""The generator that the Python client is compared with: gRPC's own, with the generated stubs."""
+OURS = "raftcache"
+"""The Python client as it comes."""
+
 
 @dataclass
 class Measurement:
@@ -18,7 +23,7 @@ class Measurement:
     load: str
     """What was asked for, as in `put, one key`."""
     generator: str
-    """Who asked: `h2load` or `loader`."""
+    """Who asked: `h2load`, `loader`, or one of `clients.KINDS`."""
     system: str
     outstanding: int
     run: int

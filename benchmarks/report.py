@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.measurement import PEER, Measurement, Summary
+from benchmarks.measurement import PEER, STUBS, Measurement, Summary
 from benchmarks.wanted import Verdict
 
 MIB = 1 << 20
@@ -78,6 +78,26 @@ def loader_table(summaries: Sequence[Summary]) -> str:
                     f"{ours.operations_per_second:,.0f}",
                     f"{other.operations_per_second:,.0f}",
                     f"{share:.2f}",
+                )
+            )
+    return _cells(rows) if len(rows) > 1 else ""
+
+
+def client_table(summaries: Sequence[Summary]) -> str:
+    """The Python client beside the ordinary one: calls a second, and what one costs the calling process."""
+    stubs = {(each.load, each.outstanding): each for each in summaries if each.generator == STUBS}
+    rows: list[Sequence[str]] = [("load", "out", "client", "calls/s", "cpu us/call", "x stubs")]
+    for each in summaries:
+        other = stubs.get((each.load, each.outstanding))
+        if other is not None and other.operations_per_second:
+            rows.append(
+                (
+                    each.load,
+                    str(each.outstanding),
+                    each.generator,
+                    f"{each.operations_per_second:,.0f}",
+                    _detail(each, "client_cpu_us"),
+                    f"{each.operations_per_second / other.operations_per_second:.2f}",
                 )
             )
     return _cells(rows) if len(rows) > 1 else ""

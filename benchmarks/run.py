@@ -30,7 +30,7 @@ TOP = Path(__file__).resolve().parents[1]
 # Run as a program this directory is on the path, and not the repository with `benchmarks` and `tests`.
 sys.path.insert(0, str(TOP))
 
-from benchmarks import failures, footprint, h2load, report, systems, throughput, usage, wanted  # noqa: E402
+from benchmarks import clients, failures, footprint, h2load, report, systems, throughput, usage, wanted  # noqa: E402
 from benchmarks.measurement import Measurement, summarise  # noqa: E402
 from benchmarks.systems import etcd_cluster, etcd_installed, raftcache_cluster  # noqa: E402
 from benchmarks.throughput import Plan  # noqa: E402
@@ -45,7 +45,7 @@ COMPARED: dict[str, Callable[[systems.System, Plan], None]] = {
     "many-keys": throughput.many_keys,
     "batches": throughput.batches,
 }
-PARTS = (*COMPARED, "shards", "failover", "handover", "footprint", "idle")
+PARTS = (*COMPARED, "shards", "client", "failover", "handover", "footprint", "idle")
 
 SHARDS = 16
 IDLE_SHARDS = 64
@@ -92,6 +92,8 @@ class Bench:
                     self._attempt(f"{name}, run {run}", lambda load=load, run=run: self._compare(load, run))  # type: ignore[misc]
             if "shards" in self.options.only:
                 self._attempt(f"shards, run {run}", lambda run=run: self._shards(run))  # type: ignore[misc]
+            if "client" in self.options.only:
+                self._attempt(f"client, run {run}", lambda run=run: self._client(run))  # type: ignore[misc]
         for name, part in parts.items():
             if name in self.options.only:
                 self._attempt(name, part)
@@ -143,6 +145,11 @@ class Bench:
             with self._ours(shards) as ours:
                 throughput.many_shards(ours, self._plan(run))
 
+    def _client(self, run: int) -> None:
+        with self._ours() as ours:
+            clients.by_tasks(ours, self._plan(run))
+            clients.by_threads(ours, self._plan(run))
+
     def _failover(self) -> None:
         with self._ours() as ours:
             times = QUICK_KILLS if self.options.quick else KILLS
@@ -183,6 +190,9 @@ class Bench:
         problems = report.problems_of(self.measurements) + self.failed
         if summaries:
             say("\n" + report.throughput_table(summaries))
+            beside = report.client_table(summaries)
+            if beside:
+                say("\nThe Python client beside gRPC's with the generated stubs, on the same server:\n" + beside)
             beside = report.loader_table(summaries)
             if beside:
                 say("\nOur loader beside h2load, the same request:\n" + beside)

@@ -90,7 +90,7 @@ def _h2load(
     system: System, plan: Plan, load: str, path: str, body: bytes, outstanding: int, requests: int, *, writes: bool
 ) -> None:
     measurement = Measurement(load, "h2load", system.name, outstanding, plan.run)
-    with _Checked(system, measurement, one_key_answer=not writes) as checked:
+    with Checked(system, measurement, one_key_answer=not writes) as checked:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         report, taken_us = h2load.run(
             checked.leader, path, body, outstanding=outstanding, requests=requests, directory=plan.directory
@@ -263,7 +263,7 @@ def _stream(system: Raftcache, plan: Plan) -> None:
     measurement = Measurement(
         f"stream of batches of {BATCH_OPERATIONS} puts", "loader", system.name, BATCH_OUTSTANDING, plan.run
     )
-    with _Checked(system, measurement) as checked:
+    with Checked(system, measurement) as checked:
         result = run_stream(
             checked.leader,
             PIPELINE,
@@ -314,7 +314,7 @@ def unary(
     measurement = Measurement(load, "loader", system.name, outstanding, plan.run)
     if count:
         requests = itertools.islice(requests, count)
-    with _Checked(system, measurement) as checked:
+    with Checked(system, measurement) as checked:
         result = run_unary(
             addresses or [checked.leader],
             path,
@@ -344,7 +344,7 @@ def _take(measurement: Measurement, result: LoadResult, operations: int) -> None
         measurement.problems.append(f"failed requests by gRPC status: {dict(result.statuses)}")
 
 
-class _Checked:
+class Checked:
     """A measurement with what surrounds it: who leads, what was spent, and by how much the revision went up."""
 
     def __init__(self, system: System, measurement: Measurement, *, one_key_answer: bool = False) -> None:
@@ -364,7 +364,7 @@ class _Checked:
         """A batch of ours makes one revision for each put, a transaction of etcd's one for all."""
         return operations if isinstance(self._system, Raftcache) else 1
 
-    def __enter__(self) -> "_Checked":
+    def __enter__(self) -> "Checked":
         system = self._system
         self.leader = system.leader()
         _, self._revision, size = system.read(ONE_KEY)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.figures import median_of
-from benchmarks.measurement import Summary
+from benchmarks.measurement import OURS, STUBS, Summary
 
 MIB = 1 << 20
 
@@ -48,6 +48,9 @@ RATIOS_WANTED = {
     ),
 }
 """By the front of our nodes."""
+CLIENT_RATIO_MIN = 2.0
+"""The Python client at 64 outstanding, times the ordinary grpcio client with the generated stubs; on the fast front."""
+CLIENT_OUTSTANDING = 64
 COMMANDS_PER_FSYNC_MIN = 20.0
 """On a loaded leader: group commit works."""
 SHARDS_RATIO_MIN = 0.85
@@ -79,7 +82,13 @@ class Absolute:
 
 def verdicts(summaries: Sequence[Summary], absolute: Absolute, *, front: str) -> list[Verdict]:
     """Whatever was measured of what is wanted, of nodes with this front."""
-    return [*_ratios(summaries, front), *_shards(summaries), *_fsyncs(summaries), *_absolute(absolute)]
+    return [
+        *_ratios(summaries, front),
+        *_shards(summaries),
+        *_clients(summaries),
+        *_fsyncs(summaries),
+        *_absolute(absolute),
+    ]
 
 
 def _ratios(summaries: Sequence[Summary], front: str) -> list[Verdict]:
@@ -103,6 +112,18 @@ def _shards(summaries: Sequence[Summary]) -> list[Verdict]:
             share = each.operations_per_second / alone.operations_per_second
             what = f"{each.load} at {each.outstanding}: {each.system}, times those of one"
             found.append(Verdict(what, f">= {SHARDS_RATIO_MIN}", f"{share:.2f}", share >= SHARDS_RATIO_MIN))
+    return found
+
+
+def _clients(summaries: Sequence[Summary]) -> list[Verdict]:
+    found = []
+    stubs = {each.load: each for each in summaries if (each.generator, each.outstanding) == (STUBS, CLIENT_OUTSTANDING)}
+    for each in summaries:
+        other = stubs.get(each.load)
+        if (each.generator, each.outstanding) == (OURS, CLIENT_OUTSTANDING) and other is not None:
+            share = each.operations_per_second / other.operations_per_second if other.operations_per_second else 0.0
+            what = f"{each.load} at {each.outstanding}: the Python client, times gRPC's stubs"
+            found.append(Verdict(what, f">= {CLIENT_RATIO_MIN}", f"{share:.2f}", share >= CLIENT_RATIO_MIN))
     return found
 
 
