@@ -22,6 +22,7 @@ from raftcache.clock import NS_PER_MS, NS_PER_SECOND
 from raftcache.edge.fast_calls import AwaitedCall, FastCall, RefusedCall, StreamCall, UnaryCall
 from raftcache.edge.front import Refusal
 from raftcache.edge.front_config import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS
+from raftcache.errors import OutcomeUnknown
 from raftcache.wire import grpc_wire
 from raftcache.wire.grpc_wire import request_head
 from raftcache.wire.http2 import Http2Limits
@@ -262,10 +263,12 @@ class FastConnection(asyncio.Protocol):
         return self.http2.sender.unsent > UNSENT_BYTES_MAX
 
     def full_refusal(self) -> Refusal:
-        """Without details: what was asked may have been done, only its answer is not kept."""
-        return Refusal(
-            grpc_wire.RESOURCE_EXHAUSTED,
-            f"{self.http2.sender.unsent} bytes of answers wait for this client to take them; the answer to this call was dropped",
+        """What was asked may have been done; only its answer is not kept."""
+        unsent = self.http2.sender.unsent
+        return self.front.handlers.refusal(
+            OutcomeUnknown(
+                f"{unsent} bytes of answers wait for this client to take them; the answer to this call was dropped"
+            )
         )
 
     # --- Housekeeping -------------------------------------------------------------------------------------------------

@@ -310,7 +310,7 @@ class FastFront:
                 code = grpc_wire.STATUS_NAMES[answer.code]
             elif sender.unsent > UNSENT_BYTES_MAX:
                 connection.refuse(stream, connection.full_refusal())
-                code = "RESOURCE_EXHAUSTED"
+                code = "UNKNOWN"
             else:
                 sender.respond(stream, grpc_wire.OK_RESPONSE, grpc_wire.framed(answer))
             on_answered(call.route.name, code, now_ns - call.begun_ns)
