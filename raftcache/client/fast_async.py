@@ -10,13 +10,14 @@ from google.protobuf.message import DecodeError
 from raftcache.client import ops
 from raftcache.client.errors import ClientClosed
 from raftcache.client.failure import Failure, lost, never_sent
-from raftcache.client.fast_calls import AsyncCall, Outcome, StreamCall, body_of
+from raftcache.client.fast_calls import AsyncCall, Outcome, StreamCall
 from raftcache.client.fast_channel import FastChannels
 from raftcache.client.options import Options, Tls
 from raftcache.client.steps import Call
 from raftcache.client.tls import client_context
 from raftcache.clock import Clock
 from raftcache.v1 import kv_pb2
+from raftcache.wire.grpc_wire import framed
 
 
 class FastAsyncTransport:
@@ -33,7 +34,8 @@ class FastAsyncTransport:
     async def call(self, call: Call) -> Any:
         """The answer's message, or a `Failure`."""
         channels = self._channels or await self._opened()
-        started = self._start(channels, call)
+        started = AsyncCall(call, self._loop.create_future())
+        channels.start(started)
         try:
             outcome = await started.future
         except BaseException:
@@ -44,7 +46,9 @@ class FastAsyncTransport:
     async def together(self, calls: list[Call]) -> list[Any]:
         """As `call`, several at once."""
         channels = self._channels or await self._opened()
-        started = [self._start(channels, call) for call in calls]
+        started = [AsyncCall(call, self._loop.create_future()) for call in calls]
+        for one in started:
+            channels.start(one)
         try:
             # They run since they were started; one is awaited after the other.
             return [answer_of(call, await one.future) for call, one in zip(calls, started, strict=True)]
@@ -62,15 +66,9 @@ class FastAsyncTransport:
     async def close(self) -> None:
         """Closes all connections; calls in flight end."""
         self._closed = True
-        if self._guard is not None:
-            await self._guard.aclose()
-
-    def _start(self, channels: FastChannels, call: Call) -> AsyncCall:
-        started = AsyncCall(
-            call.endpoint, call.method.path, body_of(call.message), call.seconds, self._loop.create_future()
-        )
-        channels.start(started)
-        return started
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            await guard.aclose()
 
     async def _opened(self) -> FastChannels:
         channels = self._channels = FastChannels(self._loop, self._clock, context_of(self._tls))
@@ -102,7 +100,7 @@ class FastAsyncStream:
 
     async def write(self, request: kv_pb2.PipelineRequest) -> bool:
         """Sends; false if the stream is over."""
-        return await self._call.write(body_of(request))
+        return await self._call.write(framed(request.SerializeToString()))
 
     async def end(self) -> None:
         """There is no more to send."""

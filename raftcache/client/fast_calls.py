@@ -15,15 +15,16 @@ import asyncio
 import struct
 from collections import deque
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from raftcache.client.failure import Failure, failure_of_status, lost
 from raftcache.wire.grpc_reply import ReplyHead, reply_head, status_of
-from raftcache.wire.grpc_wire import PREFIX_BYTES, MessageReader, Refusal, WireError
+from raftcache.wire.grpc_wire import PREFIX_BYTES, MessageReader, Refusal, WireError, framed
 from raftcache.wire.http2_stream import HeadersReceived
 
 if TYPE_CHECKING:
     from raftcache.client.fast_connection import FastConnection
+    from raftcache.client.steps import Call
     from raftcache.wire.hpack import HeaderList
     from raftcache.wire.http2_stream import Stream
 
@@ -114,17 +115,20 @@ class UnaryCall(FastCall):
 
     __slots__ = ("body",)
 
-    def __init__(self, endpoint: str, path: str, body: bytes, seconds: float) -> None:
-        super().__init__(endpoint, path, seconds)
-        self.body = body
-        """With its prefix."""
+    def __init__(self, call: Call) -> None:
+        super().__init__(call.endpoint, call.method.path, call.seconds)
+        data: bytes = call.message.SerializeToString()
+        self.body = framed(data)
 
     def send(self, connection: FastConnection, stream: Stream) -> None:
         connection.http2.sender.request(stream, connection.shape(self.path, self.seconds), self.body)
         self.body = b""
 
     def on_head(self, event: HeadersReceived) -> None:
-        head, data, trailers = self.take_head(event.headers), event.data, event.trailers
+        head: ReplyHead | None = event.headers.meaning
+        if head is None:
+            head = self.take_head(event.headers)
+        self.head, data, trailers = head, event.data, event.trailers
         if trailers is not None and trailers.meaning is _OK and head.refusal is None and len(data) >= PREFIX_BYTES:
             if _PREFIX(data) == (0, len(data) - PREFIX_BYTES):
                 self.finish(data[PREFIX_BYTES:])
@@ -179,8 +183,8 @@ class AsyncCall(UnaryCall):
 
     __slots__ = ("future",)
 
-    def __init__(self, endpoint: str, path: str, body: bytes, seconds: float, future: asyncio.Future[Outcome]) -> None:
-        super().__init__(endpoint, path, body, seconds)
+    def __init__(self, call: Call, future: asyncio.Future[Outcome]) -> None:
+        super().__init__(call)
         self.future = future
 
     def settle(self, outcome: Outcome) -> None:
@@ -194,8 +198,8 @@ class SyncCall(UnaryCall):
 
     __slots__ = ("_settled", "outcome")
 
-    def __init__(self, endpoint: str, path: str, body: bytes, seconds: float) -> None:
-        super().__init__(endpoint, path, body, seconds)
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
         self.outcome: Outcome | None = None
         self._settled = Lock()
         self._settled.acquire()
@@ -353,9 +357,3 @@ class StreamCall(FastCall):
 def failure_of(endpoint: str, refusal: Refusal) -> Failure:
     """What a status means."""
     return failure_of_status(endpoint, refusal.code, refusal.message, refusal.details)
-
-
-def body_of(message: Any) -> bytes:
-    """A protobuf message as the body of a request."""
-    data: bytes = message.SerializeToString()
-    return b"\0" + len(data).to_bytes(4, "big") + data

@@ -234,10 +234,10 @@ class Channel:
             self._dialling = None
             if connection is not None and (not connection.hello.done() or connection.hello.exception() is not None):
                 connection.abort()
-        self._failures = 0
-        if connection.gone.done():
-            self._on_failed("it hung up at once")
+        if connection.gone.done() or connection.http2.leaving:
+            self._on_failed("it said goodbye at once")
             return
+        self._failures = 0
         self._connections.append(connection)
         self.on_room(connection)
         if self._waiting:

@@ -159,7 +159,7 @@ class FastConnection(asyncio.Protocol):
         if not self.hello.done() and self.http2.settled:
             self.hello.set_result(None)
         self.channel.on_room(self)
-        if self.http2.sender.out or self.http2.sender.unsent:
+        if self.http2.sender.out or self.http2.sender.unsent or self.http2.leaving:
             self.flush()
 
     def pause_writing(self) -> None:

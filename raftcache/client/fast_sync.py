@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from raftcache.client.errors import ClientClosed
 from raftcache.client.failure import Failure, closed, lost
 from raftcache.client.fast_async import FastAsyncStream, answer_of, context_of
-from raftcache.client.fast_calls import SyncCall, body_of
+from raftcache.client.fast_calls import SyncCall
 from raftcache.client.fast_channel import FAREWELL_SECONDS, FastChannels
 from raftcache.client.options import Options, Tls
 from raftcache.client.steps import Call
@@ -52,7 +52,7 @@ class FastTransport:
         thread = self._thread or self._started()
         if thread is None:
             return closed(sent=False)
-        started = SyncCall(call.endpoint, call.method.path, body_of(call.message), call.seconds)
+        started = SyncCall(call)
         thread.start_call(started)
         return self._answer(thread, call, started)
 
@@ -61,7 +61,7 @@ class FastTransport:
         thread = self._thread or self._started()
         if thread is None:
             return [closed(sent=False)] * len(calls)
-        started = [SyncCall(call.endpoint, call.method.path, body_of(call.message), call.seconds) for call in calls]
+        started = [SyncCall(call) for call in calls]
         for one in started:
             thread.start_call(one)
         return [self._answer(thread, call, one) for call, one in zip(calls, started, strict=True)]

@@ -21,6 +21,7 @@ import raftcache
 from raftcache.client import fast_channel, fast_connection
 from raftcache.client.failure import Failure
 from raftcache.client.fast_async import FastAsyncTransport
+from raftcache.client.fast_calls import AsyncCall
 from raftcache.client.fast_channel import CONNECTIONS_MAX
 from raftcache.client.fast_sync import FastTransport
 from raftcache.client.ops import Method
@@ -228,7 +229,8 @@ async def test_a_call_that_was_not_written_when_its_connection_broke_had_no_effe
         await until(lambda: pair.node.heads)
         assert pair.transport._channels is not None
         (connection,) = pair.transport._channels._channels[pair.node.endpoint]._connections
-        started = pair.transport._start(pair.transport._channels, call(pair.node.endpoint))
+        started = AsyncCall(call(pair.node.endpoint), asyncio.get_running_loop().create_future())
+        pair.transport._channels.start(started)
         connection.abort()
         assert NO_EFFECT == outcome(await started.future)
         assert WHO_KNOWS == outcome(await written)
@@ -247,7 +249,8 @@ async def test_a_call_given_up_before_it_is_written_may_have_an_effect() -> None
     async with both(silent) as pair:
         await pair.ask(seconds=0.05)
         assert pair.transport._channels is not None
-        started = pair.transport._start(pair.transport._channels, call(pair.node.endpoint))
+        started = AsyncCall(call(pair.node.endpoint), asyncio.get_running_loop().create_future())
+        pair.transport._channels.start(started)
         fast_channel._expire(started)
         assert WHO_KNOWS == outcome(await started.future)
 
@@ -288,6 +291,40 @@ async def test_a_goodbye_refuses_what_is_above_it_and_answers_the_rest() -> None
         assert (OK_BODY, [NO_EFFECT, NO_EFFECT]) == (answer, [outcome(failure) for failure in refused])
         assert OK_BODY == await pair.ask()
         assert 2 == len(pair.node.peers)
+
+
+async def test_a_connection_that_was_said_goodbye_is_closed_with_its_last_call() -> None:
+    """By this end, if the other does not."""
+    held: list[tuple[Peer, Stream]] = []
+
+    def on_complete(peer: Peer, stream: Stream) -> None:
+        peer.http2.accept_no_more()
+        held.append((peer, stream))
+
+    async with both(when_complete(on_complete)) as pair, asyncio.TaskGroup() as group:
+        asking = group.create_task(pair.ask(), name="call")
+        await until(lambda: held)
+        ((peer, stream),) = held
+        peer.answer(stream)
+        peer.flush()
+        assert OK_BODY == await asking
+        assert peer.transport is not None
+        await until(peer.transport.is_closing)
+
+
+async def test_who_says_goodbye_at_once_was_never_asked() -> None:
+    """Calls do not wait for a connection that will never take them."""
+    hello = frames.settings({}) + frames.goaway(0, 0)
+    async with both(hello=hello) as pair:
+        assert NO_EFFECT == outcome(await pair.ask())
+
+
+async def test_closing_twice_at_once_is_fine() -> None:
+    """By two tasks."""
+    async with both() as pair, asyncio.TaskGroup() as group:
+        await pair.ask()
+        for number in range(2):
+            group.create_task(pair.transport.close(), name=f"close-{number}")
 
 
 async def test_a_node_that_breaks_the_protocol_loses_its_calls() -> None:
