@@ -154,23 +154,31 @@ def test_settings_that_are_none_are_refused_at_once(options: dict[str, Any]) -> 
 
 
 def test_a_client_can_be_made_from_the_environment() -> None:
-    """Endpoints, timeout and TLS."""
+    """Endpoints, timeout, transport and TLS."""
     environ = {
         "RAFTCACHE_ENDPOINTS": "a:1,b:2",
         "RAFTCACHE_TIMEOUT": "1.5",
+        "RAFTCACHE_TRANSPORT": "grpcio",
         "RAFTCACHE_CA": "ca.pem",
         "RAFTCACHE_CERT": "me.pem",
         "RAFTCACHE_KEY": "me.key",
     }
     for cls in (Client, AsyncClient):
         options = cls.from_env(environ)._options
-        assert (("a:1", "b:2"), 1.5, Tls("ca.pem", "me.pem", "me.key")) == (
+        assert (("a:1", "b:2"), 1.5, "grpcio", Tls("ca.pem", "me.pem", "me.key")) == (
             options.endpoints,
             options.timeout,
+            options.transport,
             options.tls,
         )
-    assert Client.from_env({"RAFTCACHE_ENDPOINTS": "a"})._options.tls is None
-    for broken in ({}, {"RAFTCACHE_ENDPOINTS": "a", "RAFTCACHE_TIMEOUT": "soon"}, environ | {"RAFTCACHE_KEY": ""}):
+    bare = Client.from_env({"RAFTCACHE_ENDPOINTS": "a"})._options
+    assert (None, "fast") == (bare.tls, bare.transport)
+    for broken in (
+        {},
+        {"RAFTCACHE_ENDPOINTS": "a", "RAFTCACHE_TIMEOUT": "soon"},
+        {"RAFTCACHE_ENDPOINTS": "a", "RAFTCACHE_TRANSPORT": "pigeons"},
+        environ | {"RAFTCACHE_KEY": ""},
+    ):
         with pytest.raises(ConfigError):
             Client.from_env(broken)
 
