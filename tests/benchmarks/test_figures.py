@@ -1,14 +1,19 @@
 """Statistics, the parsers of what tools and the kernel print, and what is concluded from them."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import h2load, prometheus, usage
 from benchmarks.figures import median_of, percentile, ratio, spread
-from benchmarks.measurement import Measurement, summarise
+from benchmarks.measurement import OURS, STUBS, Measurement, summarise
+from benchmarks.report import client_table
 from benchmarks.wanted import Absolute, verdicts
 
+CLIENTS = {STUBS: 100, OURS: 250, "raftcache + grpcio": 80}
+"""Calls a second."""
 H2LOAD = """starting benchmark...
 Application protocol: h2c
 progress: 100% done
@@ -130,6 +135,21 @@ def test_what_is_wanted_is_compared_with_what_was_measured() -> None:
         "batches of 100 puts at 16 (loader), times etcd's": ("1.00", False),
         "put, by shards at 64: raftcache, 16 shards, times those of one": ("0.90", True),
     } == found
+
+
+def test_the_python_client_is_compared_with_the_ordinary_one() -> None:
+    """At 64 outstanding, whatever the transport that is not asked about does."""
+    runs = [replace(measured("raftcache", 1, ops, "put, tasks"), generator=name) for name, ops in CLIENTS.items()]
+    summaries = summarise(runs)
+    (verdict,) = verdicts(summaries, Absolute(), front="fast")
+    assert ("put, tasks at 64: the Python client, times gRPC's stubs", "2.50", True) == (
+        verdict.what,
+        verdict.measured,
+        verdict.met,
+    )
+    lines = client_table(summaries).splitlines()
+    assert ["1.00", "2.50", "0.80"] == [line.split()[-1] for line in lines[1:]]
+    assert "" == client_table(summarise([measured("raftcache", 1, 100)]))
 
 
 def test_absolute_figures_are_judged_where_they_were_measured() -> None:
