@@ -22,7 +22,7 @@ import grpc
 import grpc.aio
 
 from faults.history import Json, Op, Status
-from raftcache.client.failure import failure_of_status
+from raftcache.client.grpcio_async import failure_of_aio
 from raftcache.v1 import kv_pb2, kv_pb2_grpc, types_pb2
 
 CALL_SECONDS = (0.5, 1.0, 2.5)
@@ -138,9 +138,7 @@ class Client:
         try:
             response = await getattr(stub, method)(request, timeout=self.dice.choice(CALL_SECONDS))
         except grpc.aio.AioRpcError as error:
-            # `Metadata` yields pairs; its type says otherwise.
-            trailers: Any = error.trailing_metadata()
-            failure = failure_of_status(gateway.name, error.code(), error.details(), trailers)
+            failure = failure_of_aio(gateway.name, error)
             status: Status = "fail" if failure.definite else "info"
             self._record(wanted, gateway, start_ns, status, reason=failure.reason)
             return Outcome(status, failure.reason)
