@@ -117,7 +117,8 @@ class Channel:
         self.clock = clock
         self.deadlines = deadlines
         host, _, port = endpoint.rpartition(":")
-        self._host, self._port = host.removeprefix("[").removesuffix("]"), int(port)
+        # A node's own idea of its address may be anything; what is no port is found out, and told, by who resolves it.
+        self._host, self._port = host.removeprefix("[").removesuffix("]"), port
         self._tls = tls
         self._connections: list[FastConnection] = []
         """Those that take calls, or will as soon as one ends."""
@@ -300,6 +301,7 @@ class FastChannels:
         self.refuse()
         channels = list(self._channels.values())
         self._channels.clear()
-        for channel in channels:
-            await channel.close()
+        async with asyncio.TaskGroup() as group:
+            for channel in channels:
+                group.create_task(channel.close(), name=f"raftcache-close {channel.authority}")
         self._deadlines.stop()

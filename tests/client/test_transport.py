@@ -191,6 +191,13 @@ async def test_a_node_that_is_not_there_was_never_asked() -> None:
             assert isinstance(failure.error, Unavailable)
 
 
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:x", "127.0.0.1:70000", "nonsense", "\u00e4" * 70 + ":1"])
+async def test_an_address_that_leads_nowhere_was_never_asked(endpoint: str) -> None:
+    """Nodes say where they are; they may be wrong."""
+    async with transport() as found:
+        assert NO_EFFECT == outcome(await found.call(call(endpoint)))
+
+
 async def test_a_node_that_came_back_is_found() -> None:
     """After the moment in which it is left alone."""
     async with wire_node() as node:
