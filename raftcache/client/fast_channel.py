@@ -227,8 +227,9 @@ class Channel:
                     server_hostname=None if self._tls is None else self._host,
                 )
                 await connection.hello
-        except (OSError, UnicodeError) as error:
-            # `TimeoutError`, `ssl.SSLError` and failures to resolve a name are all `OSError`s.
+        except (OSError, ValueError, OverflowError) as error:
+            # `TimeoutError`, `ssl.SSLError` and failures to resolve a name are all `OSError`s; the others are about addresses that
+            # are none.
             self._on_failed(str(error) or "it does not answer")
             return
         finally:
