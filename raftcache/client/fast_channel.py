@@ -222,7 +222,7 @@ class Channel:
                 _, connection = await self.loop.create_connection(
                     lambda: FastConnection(self),
                     self._host,
-                    self._port,
+                    int(self._port),
                     ssl=self._tls,
                     server_hostname=None if self._tls is None else self._host,
                 )
