@@ -50,7 +50,7 @@ WRITE_BUFFER_BYTES: Final = 256 << 10
 """What the transport may hold before it pushes back: some ms of a gigabit link."""
 PIECES_MAX: Final = 32
 """Calls of one write. With more, client and node would take turns, one idle while the other works through hundreds of calls:
-with 64 calls outstanding that halved the reads per second."""
+with 64 calls outstanding that cost more than a third of the reads per second."""
 _ALIVE: Final = b"alive?  "
 _AGENT: Final = f"raftcache-python/{VERSION}"
 
