@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,8 @@ def main() -> int:
         "--shrink", type=float, default=120.0, help="seconds for finding the shortest script that fails"
     )
     arguments = parser.parse_args()
+    # What is imported stays: nobody needs to look through it between two seeds.
+    gc.freeze()
     if arguments.seed is not None:
         return replay(arguments)
     totals, until, started = Totals(), time.monotonic() + arguments.minutes * 60, time.process_time()
