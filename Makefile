@@ -165,11 +165,11 @@ jepsen: setup
 jepsen-doctor: setup
 	$(JEPSEN) doctor --nodes $(NODES)
 
-# make fuzz                a minute of coverage-guided fuzzing of the fast front;  make fuzz MINUTES=60  for long runs
+# make fuzz                            a minute of coverage-guided fuzzing of the fast front, shared between all targets
+# make fuzz MINUTES=60 TARGET="frames peer"    for long runs, and of these targets alone (tests/edge/fuzz/targets.py has them)
 fuzz: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input 'atheris>=3,<4'
-	mkdir -p .fuzz
-	$(BIN)/python -m tests.edge.fuzz -max_total_time=$$(( $(MINUTES) * 60 )) -max_len=4096 .fuzz
+	$(BIN)/python -m tests.edge.fuzz run --minutes $(or $(MINUTES),1) $(TARGET)
 
 clean:
 	rm -rf $(VENV) .venv-proto .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage.sim build dist

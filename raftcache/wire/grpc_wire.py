@@ -198,9 +198,15 @@ def trailers_of(refusal: Refusal) -> Fields:
 
 
 def percent_encoded(message: str) -> bytes:
-    """As `grpc-message` wants it: UTF-8, and all but printable ASCII, and the percent sign, as %XX."""
+    """As `grpc-message` wants it: UTF-8, and all but printable ASCII, and the percent sign, as %XX.
+
+    So is a space at either end, which gRPC would leave as it is: RFC 9113 §8.2.1 forbids it there.
+    """
     data = message.encode("utf-8", "backslashreplace")
-    return b"".join([_PERCENT_ENCODED[byte] for byte in data])
+    encoded = b"".join([_PERCENT_ENCODED[byte] for byte in data])
+    if encoded[:1] == b" ":
+        encoded = b"%20" + encoded[1:]
+    return encoded[:-1] + b"%20" if encoded[-1:] == b" " else encoded
 
 
 _PERCENT_ENCODED: Final = tuple(
@@ -243,13 +249,13 @@ class MessageReader:
     def next(self) -> bytes | None:
         """The next message, or None if it is not complete. Raises: `WireError`."""
         buffer = self._buffer
+        self._read_prefix()
         if len(buffer) < self._next_bytes:
             return None
         compressed, length = _PREFIX.unpack_from(buffer)
         message = bytes(memoryview(buffer)[PREFIX_BYTES : PREFIX_BYTES + length])
         del buffer[: PREFIX_BYTES + length]
-        self._next_bytes = PREFIX_BYTES
-        self._read_prefix()
+        self._next_bytes = PREFIX_BYTES  # what is wrong with the next message must not lose this one
         return self._decompressed(message) if compressed else message
 
     def _read_prefix(self) -> None:
@@ -277,4 +283,7 @@ class MessageReader:
             )
         if not unpacker.eof:
             raise WireError(INTERNAL, "a message ends inside of its gzip data")
+        if unpacker.unused_data:
+            # A second member, say. gRPC's own libraries refuse it, too; to drop it would be to lose a part of the message.
+            raise WireError(INTERNAL, "a message has more behind its gzip data")
         return data

@@ -43,14 +43,16 @@ _NOT_INDEXED: Final = frozenset({b"grpc-timeout", b"grpc-message", b"grpc-status
 class HeaderList:
     """A decoded header block. One object may stand for many equal blocks; see the module."""
 
-    __slots__ = ("fields", "flaw", "meaning", "too_large")
+    __slots__ = ("content_length", "fields", "flaw", "meaning", "too_large")
 
     def __init__(self, fields: Fields, too_large: bool) -> None:
         self.fields = fields
         self.too_large = too_large
         """The list exceeded the limit; `fields` is what fitted."""
         self.flaw: str | None = None
-        """Why it is no valid request, None while nobody looked and "" if it is one. Kept by the HTTP/2 layer."""
+        """Why it is no valid head, None while nobody looked and "" if it is one. Kept by the HTTP/2 layer."""
+        self.content_length: int | None = None
+        """How much DATA a head says that comes; set with `flaw`."""
         self.meaning: Any = None
         """What the layer above HTTP/2 made of it; not looked at here."""
 

@@ -14,8 +14,8 @@ Rules of this file:
 Both roles share all of this. What they differ in, who opens streams, what a header list must look like, when a stream is over
 and what saying goodbye means, stands in `http2_server` and `http2_client`.
 
-Caveats: `content-length` is not compared with the data, because gRPC's messages carry their own lengths. Priorities are read
-past (deprecated by RFC 9113 §5.3.2). Section numbers are those of RFC 9113.
+Caveats: priorities are read past (deprecated by RFC 9113 §5.3.2); CONNECT is no method here, and has a malformed head; nobody
+here asks with HEAD or for a 304, whose `content-length` would be another's. Section numbers are those of RFC 9113.
 """
 
 from collections.abc import Callable
@@ -232,6 +232,8 @@ class Connection:
         if flags & frames.PADDED:
             payload = _unpadded(payload)
         ended = bool(flags & frames.END_STREAM)
+        if stream.length_left is not None:
+            count_down(stream, len(payload), ended)
         if ended:
             stream.remote_ended = True
         elif not payload:
@@ -284,6 +286,9 @@ class Connection:
         if not stream_id:
             raise ConnectionViolation(PROTOCOL_ERROR, "PRIORITY on stream 0")
         if len(payload) != 5:
+            if self._is_idle(stream_id):
+                # §6.4: a stream that is idle cannot be reset.
+                raise ConnectionViolation(FRAME_SIZE_ERROR, "PRIORITY has five bytes")
             raise StreamViolation(stream_id, FRAME_SIZE_ERROR, "PRIORITY has five bytes")
 
     def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -376,7 +381,7 @@ class Connection:
     # --- What the roles differ in -------------------------------------------------------------------------------------
 
     def _is_idle(self, stream_id: int) -> bool:
-        """Whether no such stream was ever opened; 0 is none."""
+        """§5.1: never opened. 0 is no stream, and even ids are a server's own, which does not push and opens none."""
         return stream_id > self._last_stream_id or not stream_id & 1
 
     def _last_of_peer(self) -> int:
@@ -444,6 +449,14 @@ class Connection:
         self._window = self._window_full
 
 
+def count_down(stream: Stream, received: int, ended: bool) -> None:
+    """§8.1.1: what has another length than its `content-length` is malformed. Raises: `StreamViolation`."""
+    assert stream.length_left is not None, f"stream {stream.id} has no content-length"
+    stream.length_left -= received
+    if stream.length_left < 0 or (ended and stream.length_left):
+        raise StreamViolation(stream.id, PROTOCOL_ERROR, "DATA is not as long as content-length says")
+
+
 @dataclass(slots=True)
 class _HeaderBlock:
     """A header block that is arriving in pieces."""
@@ -456,6 +469,8 @@ class _HeaderBlock:
 
 def _unpadded(payload: bytes) -> bytes:
     """§6.1: a length, what is meant, and as much padding. Raises: `ConnectionViolation`."""
-    if not payload or payload[0] >= len(payload):
+    if not payload:
+        raise ConnectionViolation(FRAME_SIZE_ERROR, "a padded frame without the padding's length")  # §4.2
+    if payload[0] >= len(payload):
         raise ConnectionViolation(PROTOCOL_ERROR, "more padding than payload")
     return payload[1 : len(payload) - payload[0]]

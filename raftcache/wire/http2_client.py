@@ -19,7 +19,7 @@ from typing import Final
 
 from raftcache.wire import http2_frames as frames
 from raftcache.wire.hpack import HeaderList
-from raftcache.wire.http2 import Connection, Http2Limits
+from raftcache.wire.http2 import Connection, Http2Limits, count_down
 from raftcache.wire.http2_errors import NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, ConnectionViolation, StreamViolation
 from raftcache.wire.http2_frames import FRAME_HEADER, FRAME_HEADER_BYTES, WINDOW_MAX
 from raftcache.wire.http2_headers import flaw_of_response, flaw_of_trailers
@@ -142,6 +142,8 @@ class ClientConnection(Connection):
     def _learn(self, head: HeaderList, trailers: HeaderList) -> None:
         """An answer came in one piece: others may be like it."""
         block, block_last = self._blocks
+        if head.content_length is not None:
+            return  # its DATA is to be counted
         # Both blocks must still mean what they meant: one that changes the table is remembered by nobody.
         if self._decoder.knows(block) is head and self._decoder.knows(block_last) is trailers:
             before = frames.headers(0, block, end_stream=False, frame_bytes_max=frames.FRAME_BYTES_DEFAULT)[:5]
@@ -166,7 +168,7 @@ class ClientConnection(Connection):
             self._on_trailers(stream, headers, ended)
             return
         if headers.flaw is None:
-            headers.flaw = flaw_of_response(headers.fields)
+            headers.flaw = flaw_of_response(headers)
         if headers.flaw:
             raise StreamViolation(stream_id, PROTOCOL_ERROR, headers.flaw)
         if headers.fields[0][1][:1] == b"1":  # §8.1: any number of these may come before the response
@@ -174,6 +176,9 @@ class ClientConnection(Connection):
                 raise StreamViolation(stream_id, PROTOCOL_ERROR, "an interim response that ends the stream")
             self._control.spend(self._now_ns, self.sender.finished)
             return
+        if headers.content_length is not None:
+            stream.length_left = headers.content_length
+            count_down(stream, 0, ended)
         stream.headed = True
         self._events.append(HeadersReceived(stream, headers, b"", ended))
         if ended:
@@ -184,6 +189,8 @@ class ClientConnection(Connection):
         flaw = "a second header block that does not end the stream" if not ended else flaw_of_trailers(headers.fields)
         if flaw:
             raise StreamViolation(stream.id, PROTOCOL_ERROR, flaw)
+        if stream.length_left is not None:
+            count_down(stream, 0, ended)
         stream.remote_ended = True
         events = self._events
         if events and type(head := events[-1]) is HeadersReceived and head.stream is stream:

@@ -6,7 +6,7 @@ Section numbers are those of RFC 9113.
 
 from raftcache.wire import http2_frames as frames
 from raftcache.wire.hpack import HeaderList
-from raftcache.wire.http2 import Connection, Http2Limits
+from raftcache.wire.http2 import Connection, Http2Limits, count_down
 from raftcache.wire.http2_errors import (
     NO_ERROR,
     PROTOCOL_ERROR,
@@ -61,23 +61,26 @@ class ServerConnection(Connection):
             self._control.spend(self._now_ns, self.sender.finished)
             return
         if headers.flaw is None:
-            headers.flaw = flaw_of_request(headers.fields)
+            headers.flaw = flaw_of_request(headers)
         if headers.flaw and not headers.too_large:
             raise StreamViolation(stream_id, PROTOCOL_ERROR, headers.flaw)
         if len(self.streams) >= self._limits.streams_max:
             raise StreamViolation(stream_id, REFUSED_STREAM, "too many streams")
         stream = Stream(stream_id, self.sender.initial_window, self._limits.stream_window, ended)
         stream.headed = True
+        if headers.content_length is not None:
+            stream.length_left = headers.content_length
+            count_down(stream, 0, ended)
         self.streams[stream_id] = stream
         self._events.append(HeadersReceived(stream, headers, b"", ended))
 
     def _on_trailers(self, stream_id: int, headers: HeaderList, ended: bool) -> None:
         stream = self.streams.get(stream_id)
         if stream is None:
-            if stream_id in self._recently_reset:
+            if self._is_idle(stream_id):
+                raise ConnectionViolation(PROTOCOL_ERROR, f"HEADERS on stream {stream_id}, which no client opens")
+            if stream_id in self._recently_reset or stream_id > self._accepted_max:
                 return
-            if not stream_id:
-                raise ConnectionViolation(PROTOCOL_ERROR, "HEADERS on stream 0")
             # §5.1.1: ids only grow. A stream that both sides have ended cannot begin again.
             raise ConnectionViolation(STREAM_CLOSED, f"HEADERS on stream {stream_id}, which is closed")
         if stream.remote_ended:
@@ -85,6 +88,8 @@ class ServerConnection(Connection):
         flaw = "a second header block that does not end the stream" if not ended else flaw_of_trailers(headers.fields)
         if flaw:
             raise StreamViolation(stream.id, PROTOCOL_ERROR, flaw)
+        if stream.length_left is not None:
+            count_down(stream, 0, ended)
         stream.remote_ended = True
         self._events.append(DataReceived(stream, b"", ended=True))
 

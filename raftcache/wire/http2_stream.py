@@ -15,6 +15,7 @@ class Stream:
         "chunks_taken",
         "headed",
         "id",
+        "length_left",
         "local_ended",
         "queue",
         "receive_window",
@@ -33,6 +34,8 @@ class Stream:
         self.remote_ended = remote_ended
         self.headed = False
         """The peer has sent its head: a request's, of course, or that of its response."""
+        self.length_left: int | None = None
+        """Bytes of DATA that the head's `content-length` still promises; None: it has none, as gRPC's have not."""
         self.local_ended = False
         self.queue: deque[bytes | memoryview] | None = None
         """What waits for a window, or for the transport. None: nothing ever did."""

@@ -24,7 +24,7 @@ def test_the_server_is_told_of_no_less_time_than_there_is(seconds: float) -> Non
 def test_our_server_understands_the_head(ms: int | None) -> None:
     """A valid header list, a gRPC request, and the same time."""
     fields = request_head("/a/B", ms, authority="n1:7400", scheme="http", agent="x")
-    assert "" == flaw_of_request(fields)
+    assert "" == flaw_of_request(HeaderList(fields, False))
     head = head_of_request(HeaderList(fields, False))
     assert ("/a/B", None if ms is None else ms * 1_000_000, None, b"200") == (
         head.method,

@@ -1,0 +1,26 @@
+"""One target under atheris: `python -m tests.edge.fuzz.atheris_run TARGET [arguments of libFuzzer]`."""
+
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["raftcache.edge", "raftcache.wire"]):
+    from tests.edge.fuzz.targets import TARGETS
+
+
+def main() -> None:
+    """Never returns: libFuzzer ends the process."""
+    target = TARGETS[sys.argv[1]]
+    arguments = [sys.argv[0], f"-max_len={target.bytes_max}", *sys.argv[2:]]
+    mutate = target.mutate
+    if mutate is None:
+        atheris.Setup(arguments, target.run)
+    else:
+        atheris.Setup(
+            arguments, target.run, custom_mutator=lambda data, size, seed: mutate(data, size, seed, atheris.Mutate)
+        )
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
