@@ -330,10 +330,11 @@ class Connection:
                 raise ConnectionViolation(PROTOCOL_ERROR, f"ENABLE_PUSH is {value}")
             elif setting == frames.MAX_CONCURRENT_STREAMS:
                 self.peer_streams_max = value
+        # §6.5.3. in front of the DATA for which there is room now: a peer may hold to its old windows until it reads this.
+        self.sender.out.append(frames.frame(frames.SETTINGS, frames.ACK, 0, b""))
         if initial_window != self.sender.initial_window:
             # Once for each frame, however often the frame says it: it touches every stream.
             self.sender.on_initial_window(initial_window, list(self.streams.values()))
-        self.sender.out.append(frames.frame(frames.SETTINGS, frames.ACK, 0, b""))
 
     def _on_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:
         # A client never pushes (§8.4), and a server was told not to.

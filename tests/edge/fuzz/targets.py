@@ -7,6 +7,7 @@ from typing import Final
 from tests.edge.fuzz.on_frames import mutate_frames, run_frames
 from tests.edge.fuzz.on_grpc import run_grpc
 from tests.edge.fuzz.on_hpack import run_hpack, run_huffman
+from tests.edge.fuzz.on_peer import run_peer
 
 Mutate = Callable[[bytes, int, int, Callable[[bytes, int], bytes]], bytes]
 
@@ -27,4 +28,5 @@ TARGETS: Final = {
     "hpack": Target(run_hpack, 1_024),
     "huffman": Target(run_huffman, 128),
     "grpc": Target(run_grpc, 1_024),
+    "peer": Target(run_peer, 402),
 }
