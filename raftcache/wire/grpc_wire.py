@@ -254,9 +254,11 @@ class MessageReader:
             return None
         compressed, length = _PREFIX.unpack_from(buffer)
         message = bytes(memoryview(buffer)[PREFIX_BYTES : PREFIX_BYTES + length])
+        if compressed:
+            message = self._decompressed(message)  # in front of the next line: what fails to unpack stays counted
         del buffer[: PREFIX_BYTES + length]
         self._next_bytes = PREFIX_BYTES  # what is wrong with the next message must not lose this one
-        return self._decompressed(message) if compressed else message
+        return message
 
     def _read_prefix(self) -> None:
         if self._next_bytes > PREFIX_BYTES or len(self._buffer) < PREFIX_BYTES:

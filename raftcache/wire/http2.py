@@ -330,7 +330,7 @@ class Connection:
                 raise ConnectionViolation(PROTOCOL_ERROR, f"ENABLE_PUSH is {value}")
             elif setting == frames.MAX_CONCURRENT_STREAMS:
                 self.peer_streams_max = value
-        # §6.5.3. in front of the DATA for which there is room now: a peer may hold to its old windows until it reads this.
+        # §6.5.3. In front of the DATA for which there is room now: a peer may hold to its old windows until it reads this.
         self.sender.out.append(frames.frame(frames.SETTINGS, frames.ACK, 0, b""))
         if initial_window != self.sender.initial_window:
             # Once for each frame, however often the frame says it: it touches every stream.

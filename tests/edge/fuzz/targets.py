@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tests.edge.fuzz.on_frames import mutate_frames, run_frames
+from tests.edge.fuzz.on_front import run_front
 from tests.edge.fuzz.on_grpc import run_grpc
 from tests.edge.fuzz.on_hpack import run_hpack, run_huffman
 from tests.edge.fuzz.on_peer import run_peer
@@ -29,4 +30,5 @@ TARGETS: Final = {
     "huffman": Target(run_huffman, 128),
     "grpc": Target(run_grpc, 1_024),
     "peer": Target(run_peer, 402),
+    "front": Target(run_front, 600),
 }
