@@ -44,6 +44,19 @@ async def test_compressed_requests_are_read(bench: Bench) -> None:
     assert [value] == [response.results[0].get.entry.value async for response in call]
 
 
+async def test_compressed_requests_that_are_damaged_leave_nothing_behind(bench: Bench) -> None:
+    """They fail, and what they held is given back."""
+    client = await WireClient.connect(bench.front.port)
+    for _ in range(3):
+        stream_id = client.open(request_fields(SHARD_MAP, (b"grpc-encoding", b"gzip")))
+        client.send(frames.frame(frames.DATA, frames.END_STREAM, stream_id, b"\x01" + framed(b"no gzip")[1:]))
+        fields, _ = await client.answer(stream_id)
+        assert "0" != fields["grpc-status"]
+    if isinstance(bench.front, FastFront):
+        assert (0, 0) == (bench.front._held, bench.front.in_flight)
+    await client.close()
+
+
 async def test_large_messages_both_ways_at_once(bench: Bench) -> None:
     """Many messages above every window, on one connection: they take turns, and all arrive."""
     values = {b"k%d" % number: bytes([number]) * (200 << 10) for number in range(40)}

@@ -12,6 +12,7 @@ from raftcache.edge.front import Refusal
 from raftcache.wire import grpc_wire
 from raftcache.wire.grpc_wire import INTERNAL, RESOURCE_EXHAUSTED, MessageReader, WireError, framed, request_head
 from raftcache.wire.hpack import Fields, HeaderList
+from raftcache.wire.http2_headers import flaw_of_trailers
 from tests.edge.wire_client import request_fields
 
 
@@ -80,6 +81,14 @@ def test_messages_of_statuses_are_percent_encoded(message: str) -> None:
     assert message.encode("utf-8", "backslashreplace").decode() == unquote(encoded.decode())
 
 
+@pytest.mark.parametrize("message", [" ", " a", "a ", "  a b  "])
+def test_spaces_at_the_ends_of_a_message_are_encoded(message: str) -> None:
+    """RFC 9113 §8.2.1 forbids them there, and a client may take the whole answer for malformed."""
+    trailers = grpc_wire.trailers_of(Refusal(5, message))
+    assert "" == flaw_of_trailers(trailers)
+    assert message == unquote(dict(trailers)[b"grpc-message"].decode())
+
+
 def test_trailers_carry_details_without_padding() -> None:
     """As the other implementations send them."""
     trailers = dict(grpc_wire.trailers_of(Refusal(5, "no", b"\0")))
@@ -112,6 +121,34 @@ def test_a_bomb_is_not_unpacked() -> None:
     with pytest.raises(WireError) as caught:
         reader.next()
     assert RESOURCE_EXHAUSTED == caught.value.refusal.code
+
+
+@pytest.mark.parametrize("more", [b"more", gzip.compress(b"more")])
+def test_what_is_behind_gzip_data_is_not_lost_in_silence(more: bytes) -> None:
+    """A second member, or anything else: the call fails, as with gRPC's own libraries."""
+    reader = MessageReader(10_000, gzip=True)
+    reader.feed(b"\x01" + framed(gzip.compress(b"first") + more)[1:])
+    with pytest.raises(WireError) as caught:
+        reader.next()
+    assert INTERNAL == caught.value.refusal.code
+
+
+def test_a_message_is_not_lost_by_what_follows_it() -> None:
+    """However the bytes are cut: the message first, then the error of the next one's prefix."""
+    reader = MessageReader(1_000, gzip=False)
+    reader.feed(framed(b"good") + b"\x02\x00\x00\x00\x00")
+    assert b"good" == reader.next()
+    with pytest.raises(WireError):
+        reader.next()
+
+
+def test_a_message_that_cannot_be_unpacked_stays_counted() -> None:
+    """Whoever counts what is buffered takes off what the reader still holds, and comes to nothing."""
+    reader = MessageReader(1_000, gzip=True)
+    reader.feed(data := b"\x01" + framed(b"no gzip")[1:])
+    with pytest.raises(WireError):
+        reader.next()
+    assert len(data) == reader.buffered
 
 
 @pytest.mark.parametrize(

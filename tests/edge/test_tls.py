@@ -1,15 +1,20 @@
 """TLS and mutual TLS on the client port."""
 
+import asyncio
+import contextlib
+import ssl
 from collections.abc import Sequence
 
 import grpc
 import pytest
 
+from raftcache.edge.fast_front import FastFront
 from raftcache.edge.front import Peer
 from raftcache.edge.front_config import TlsFiles
 from raftcache.gateway.gateway import Gateway, GatewaySettings
 from raftcache.gateway.handlers import handlers_of
 from raftcache.v1 import kv_pb2, kv_pb2_grpc
+from raftcache.wire.http2_frames import PREFACE, settings
 from tests.edge.certificates import Authority
 from tests.edge.conftest import AnyFront, FrontClass, front_config
 from tests.gateway.memory_node import MemoryAdministration, MemoryNode
@@ -93,4 +98,29 @@ async def test_mutual_tls_names_the_client_and_refuses_strangers(front_class: Fr
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await get(channel)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await front.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("protocols", "version"),
+    [(["http/1.1"], ssl.TLSVersion.TLSv1_3), ([], ssl.TLSVersion.TLSv1_3), (["h2"], ssl.TLSVersion.TLSv1_2)],
+    ids=["another protocol", "no ALPN", "TLS 1.2"],
+)
+async def test_tls_is_1_3_with_h2_agreed(protocols: list[str], version: ssl.TLSVersion) -> None:
+    """RFC 9113 §3.2, §3.3, §9.2: who does not agree to h2, or speaks an older TLS, is hung up on before any frame."""
+    authority = Authority()
+    server = authority.issue("node.test")
+    front = await front_with(FastFront, TlsFiles(server.chain, server.key), Witness())
+    context = ssl.create_default_context(cadata=authority.chain.decode())
+    context.maximum_version = version
+    context.check_hostname = False
+    if protocols:
+        context.set_alpn_protocols(protocols)
+    received = b""
+    with contextlib.suppress(OSError):  # refused in the handshake, or cut off behind it
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.port, ssl=context)
+        writer.write(PREFACE + settings({}))
+        received = await reader.read()
+        writer.close()
+    assert b"" == received
     await front.stop(0)
