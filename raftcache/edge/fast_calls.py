@@ -35,8 +35,8 @@ _PREFIX: Final = struct.Struct(">BL").unpack_from
 
 REQUEST_NS: Final = 60 * NS_PER_SECOND
 """For a unary request to arrive: 4 MiB in a minute are half a megabit per second."""
-REFUSAL_NS: Final = 1 * NS_PER_SECOND
-"""How long a refusal waits for a request that does not come."""
+REFUSAL_SECONDS: Final = 0.05
+"""How long a refusal waits for the end of its request: longer than most clients take that have one to send."""
 ANSWER_GRACE_NS: Final = 500 * NS_PER_MS
 """Handlers answer by the caller's deadline themselves, and know whether anything was done. This long after it, the front does."""
 
@@ -126,30 +126,38 @@ class FastCall:
 class RefusedCall(FastCall):
     """A call that is refused for what its head says, or because of a limit.
 
-    The refusal waits for the request's first bytes: grpcio's asyncio client takes an answer that overtakes its own first
-    message for a failure of its own, and reports INTERNAL in the status's place.
+    The refusal waits for the end of the request, if not for long: grpcio's asyncio client takes an answer that overtakes one of
+    its own messages for a failure of its own, and reports INTERNAL in the status's place.
     """
 
-    __slots__ = ("_refusal",)
+    __slots__ = ("_refusal", "_waits")
 
     def __init__(
         self, connection: FastConnection, stream: Http2Stream, head: RequestHead, route: Route, refusal: Refusal
     ) -> None:
         super().__init__(connection, stream, head, route)
-        self.expires_ns = self.begun_ns + REFUSAL_NS
         self._refusal = refusal
+        self._waits = False
 
     def on_data(self, data: bytes, ended: bool) -> None:
-        if not self.over:
-            self.on_reset()
-            self.connection.refuse(self.stream, self._refusal)
+        if ended:
+            self.expire()
+        elif not self._waits:
+            self._waits = True
+            self.connection.front.call_later(REFUSAL_SECONDS, self._on_waited)
+
+    def _on_waited(self) -> None:
+        self.expire()
+        self.connection.flush()
 
     def on_reset(self) -> None:
         self.over = True
         self.stream.call = None
 
     def expire(self) -> None:
-        self.on_data(b"", ended=True)
+        if not self.over:
+            self.on_reset()
+            self.connection.refuse(self.stream, self._refusal)
 
 
 class UnaryCall(FastCall):

@@ -216,7 +216,7 @@ class FastConnection(asyncio.Protocol):
             call = stream.call = StreamCall(self, stream, head, route)
             self.front.open(call)
         stream.call = call
-        if event.data or event.ended:
+        if event.data or event.ended or refusal is not None:
             call.on_data(event.data, event.ended)
 
     def refuse(self, stream: Stream, refusal: Refusal) -> None:

@@ -250,6 +250,11 @@ class FastFront:
         self._resumed.append(call)
         self.schedule()
 
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Calls back in a later turn."""
+        assert self._loop is not None
+        self._loop.call_later(seconds, callback)
+
     def schedule(self) -> None:
         """Something of this turn is to be done at its end."""
         if not self._scheduled:

@@ -44,6 +44,36 @@ async def test_compressed_requests_are_read(bench: Bench) -> None:
     assert [value] == [response.results[0].get.entry.value async for response in call]
 
 
+async def test_a_stream_that_nobody_serves_ends_without_a_message(bench: Bench) -> None:
+    """A client that opens a stream to an unknown method and waits is told, though it sends nothing (RFC 9113 §8.1)."""
+    method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
+    method = bench.channel.stream_stream("/raftcache.v1.KvService/Nonsense")
+    async with asyncio.timeout(10):
+        assert grpc.StatusCode.UNIMPLEMENTED is await method().code()
+
+
+async def test_a_refused_stream_is_to_send_no_more() -> None:
+    """RFC 9113 §8.1: behind the answer, RST_STREAM with NO_ERROR; a call that was complete gets none."""
+    node = MemoryNode(clock=SystemClock())
+    front = FastFront(handlers_of(node.gateway(SETTINGS), MemoryAdministration()), front_config(), node.clock)
+    await front.start()
+    client = await WireClient.connect(front.port)
+    missing = request_fields(b"/raftcache.v1.KvService/Nonsense")
+    stream_id = client.open(missing)
+    fields, _ = await client.answer(stream_id)
+    assert "12" == fields["grpc-status"]
+    assert 0 == await client.reset_code(stream_id)
+    whole = client.call(fields=missing)
+    fields, _ = await client.answer(whole)
+    assert "12" == fields["grpc-status"]
+    client.send(frames.frame(frames.PING, 0, 0, b"the next"))
+    answer = await client.frame()
+    assert answer is not None
+    assert frames.PING == answer.kind
+    await client.close()
+    await front.stop(0.2)
+
+
 async def test_compressed_requests_that_are_damaged_leave_nothing_behind(bench: Bench) -> None:
     """They fail, and what they held is given back."""
     client = await WireClient.connect(bench.front.port)

@@ -55,6 +55,7 @@ class _Scene:
     def __init__(self) -> None:
         self.now_ns = 1
         self._due: list[Callable[[], None]] = []
+        self._later: list[Callable[[], None]] = []
         self._service = _Unary()
         self._streams = _Streams()
         handlers = Handlers(
@@ -78,7 +79,9 @@ class _Scene:
         self._due.append(lambda: callback(*arguments))
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> None:
-        """The front's looks; the script says when."""
+        """The script says when."""
+        if callback != self.front._on_look:
+            self._later.append(callback)
 
     @staticmethod
     def _on_bug(error: Exception) -> None:
@@ -112,6 +115,7 @@ class _Scene:
             case 14:
                 self.now_ns += _STEPS_NS[which % len(_STEPS_NS)]
                 self.front._on_look()
+                self._due, self._later = self._due + self._later, []
             case _:
                 if flags & 1:
                     client.connection.leave(self.now_ns)

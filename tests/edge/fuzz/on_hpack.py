@@ -5,6 +5,7 @@ Where the two may differ, and why:
   (RFC 7541 §5.1 leaves the limit to the implementation). Ours refuses more blocks by that, and by nothing else;
 - lists beyond the limit: `hpack` gives the connection up; we drop the fields that do not fit and keep the table in step.
   So `hpack` runs without a limit here, and the limit is checked apart;
+- a table size that is set twice between two blocks: `hpack`'s encoder then forgets to announce it. It is set once here;
 - never-indexed fields (§6.2.3): `hpack` marks them for a proxy that would pass them on. We are none, and keep no mark.
 """
 
@@ -94,7 +95,9 @@ def _encode_lists(program: Program) -> None:
             encoder.resize(size)
             reader.max_allowed_table_size = size
         elif action == 1:
-            writer.header_table_size = program.size(TABLE_BYTES_DEFAULT + 1)
+            size = program.size(TABLE_BYTES_DEFAULT + 1)
+            if size != writer.header_table_size:
+                writer.header_table_size = size
         else:
             fields, before = _fields(program), encoder.changes
             block = encoder.encode(fields)
