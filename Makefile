@@ -167,10 +167,16 @@ jepsen-doctor: setup
 
 # make fuzz                            a minute of coverage-guided fuzzing of the fast front, shared between all targets
 # make fuzz MINUTES=60 TARGET="frames peer"    for long runs, and of these targets alone (tests/edge/fuzz/targets.py has them)
+# make fuzz COVERAGE=1                   what of edge/ and wire/ the corpora reach, branch by branch; fuzzes nothing
 fuzz: setup
+ifdef COVERAGE
+	$(BIN)/python -m coverage run --branch --include='raftcache/edge/*,raftcache/wire/*' --data-file=.coverage.fuzz -m tests.edge.fuzz replay $(TARGET)
+	$(BIN)/python -m coverage report --data-file=.coverage.fuzz
+else
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input 'atheris>=3,<4'
 	$(BIN)/python -m tests.edge.fuzz run --minutes $(or $(MINUTES),1) $(TARGET)
+endif
 
 clean:
-	rm -rf $(VENV) .venv-proto .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage.sim build dist
+	rm -rf $(VENV) .venv-proto .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage.sim .coverage.fuzz build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
