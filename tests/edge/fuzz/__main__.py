@@ -40,7 +40,7 @@ def fuzz(target: str, seconds: int) -> bool:
     found, seeds = SCRATCH / target, SCRATCH / f"{target}-seeds"
     found.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(seeds, ignore_errors=True)
-    write(seeds, corpus.load(target))
+    write(seeds, committed(target))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ran = atheris(
         target,
@@ -77,6 +77,11 @@ def add_to_totals(target: str, executions: int, processor_s: float) -> None:
     path.write_text(json.dumps(totals, indent=1))
 
 
+def committed(target: str) -> list[bytes]:
+    """The seeds and the corpus."""
+    return [*TARGETS[target].seeds, *corpus.load(target)]
+
+
 def write(directory: Path, inputs: list[bytes]) -> None:
     """Each input as a file, as libFuzzer wants it."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -89,10 +94,12 @@ def keep(target: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         merged, seeds = Path(name) / "merged", Path(name) / "seeds"
         merged.mkdir()
-        write(seeds, corpus.load(target))
+        write(seeds, committed(target))
         ran = atheris(target, "-merge=1", str(merged), str(seeds), str(SCRATCH / target))
         assert ran.returncode == 0, ran.stdout[-4_000:]
-        corpus.save(target, [path.read_bytes() for path in merged.iterdir()])
+        inputs = [path.read_bytes() for path in merged.iterdir()]
+        assert inputs, ran.stdout[-4_000:]
+        corpus.save(target, inputs)
     inputs = corpus.load(target)
     print(f"{target}: {len(inputs)} inputs, {sum(map(len, inputs))} bytes", flush=True)
 
@@ -100,7 +107,7 @@ def keep(target: str) -> None:
 def replay(target: str) -> None:
     """Runs the committed corpus, and what was found beside it, in this process."""
     found = SCRATCH / target
-    inputs = corpus.load(target) + [path.read_bytes() for path in sorted(found.iterdir() if found.exists() else ())]
+    inputs = committed(target) + [path.read_bytes() for path in sorted(found.iterdir() if found.exists() else ())]
     for data in inputs:
         TARGETS[target].run(data)
     print(f"{target}: {len(inputs)} inputs", flush=True)

@@ -11,7 +11,9 @@ with atheris.instrument_imports(include=["raftcache.edge", "raftcache.wire"]):
 def main() -> None:
     """Never returns: libFuzzer ends the process."""
     target = TARGETS[sys.argv[1]]
-    arguments = [sys.argv[0], f"-max_len={target.bytes_max}", *sys.argv[2:]]
+    # To merge corpora libFuzzer runs itself, by its first argument and a shell.
+    itself = f"{sys.executable} -m tests.edge.fuzz.atheris_run {sys.argv[1]}"
+    arguments = [itself, f"-max_len={target.bytes_max}", *sys.argv[2:]]
     mutate = target.mutate
     if mutate is None:
         atheris.Setup(arguments, target.run)

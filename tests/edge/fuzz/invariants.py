@@ -2,7 +2,7 @@
 
 from raftcache.wire import http2_frames as frames
 from raftcache.wire.hpack import TABLE_BYTES_DEFAULT, Decoder
-from raftcache.wire.http2 import Http2Limits
+from raftcache.wire.http2 import CONTINUATIONS_MAX, Http2Limits
 from raftcache.wire.http2_server import ServerConnection
 
 
@@ -29,9 +29,10 @@ def check_connection(server: ServerConnection, limits: Http2Limits) -> None:
     assert len(server._rest) < frames.FRAME_BYTES_DEFAULT + frames.FRAME_HEADER_BYTES, len(server._rest)
     assert len(server._recently_reset) <= server._recently_reset_max, len(server._recently_reset)
     assert server._decoder._table._bytes <= TABLE_BYTES_DEFAULT, server._decoder._table._bytes
-    if server._block is not None and not server._ended:
+    if server._block is not None and server._block.continuations and not server._ended:
         held = len(server._block.data)
-        assert held <= limits.header_list_bytes_max + frames.FRAME_BYTES_DEFAULT, f"{held} bytes of a header block"
+        assert held <= limits.header_list_bytes_max, f"{held} bytes of a header block"
+        assert server._block.continuations <= CONTINUATIONS_MAX, f"{server._block.continuations} frames"
     if server._ended:
         assert not server.streams, server.streams
 

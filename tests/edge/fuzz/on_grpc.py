@@ -134,10 +134,12 @@ def _read_head(program: Program) -> None:
         return
     head = grpc_wire.request_head(headers)
     timeout = dict(fields).get(b"grpc-timeout", b"")
-    if head.error is None and head.http_status == b"200":
-        assert (head.timeout_ns is not None) == bool(timeout), f"{timeout!r} was read as {head.timeout_ns}"
-        assert not timeout or _TIMEOUT.fullmatch(timeout), f"{timeout!r} was taken for a timeout"
-        assert dict(fields).get(b"grpc-encoding", b"identity") == (b"gzip" if head.gzip else b"identity")
+    encoding = dict(fields).get(b"grpc-encoding", b"identity")
+    if head.http_status == b"200":
+        is_bad = encoding not in (b"identity", b"gzip") or bool(timeout and not _TIMEOUT.fullmatch(timeout))
+        assert is_bad == (head.error is not None), f"{head.error} of {timeout!r} and {encoding!r}"
+        assert is_bad or (head.timeout_ns is not None) == bool(timeout), f"{timeout!r} was read as {head.timeout_ns}"
+        assert head.gzip == (encoding == b"gzip"), encoding
     expected: dict[str, str | bytes] = {}
     for name, value in fields:
         if name.startswith((b":", b"grpc-")) or name in (b"te", b"content-type"):
