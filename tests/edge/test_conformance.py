@@ -52,8 +52,9 @@ async def test_a_stream_that_nobody_serves_ends_without_a_message(bench: Bench) 
         assert grpc.StatusCode.UNIMPLEMENTED is await method().code()
 
 
-async def test_a_refused_stream_is_to_send_no_more() -> None:
-    """RFC 9113 §8.1: behind the answer, RST_STREAM with NO_ERROR; a call that was complete gets none."""
+async def test_a_refused_stream_is_to_send_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 9113 §8.1: behind the answer, RST_STREAM with NO_ERROR; a call that was complete gets none. No look at deadlines helps."""
+    monkeypatch.setattr("raftcache.edge.fast_front.LOOK_SECONDS", 3_600.0)
     node = MemoryNode(clock=SystemClock())
     front = FastFront(handlers_of(node.gateway(SETTINGS), MemoryAdministration()), front_config(), node.clock)
     await front.start()
