@@ -386,7 +386,7 @@ class Connection:
         return stream_id > self._last_stream_id or not stream_id & 1
 
     def _last_of_peer(self) -> int:
-        """The highest stream that the peer has opened."""
+        """What GOAWAY says: the highest stream that the peer has opened, and that we did not ignore."""
         raise NotImplementedError
 
     def _is_ignored(self, stream_id: int) -> bool:

@@ -45,7 +45,8 @@ class ServerConnection(Connection):
         self.sender.out.append(frames.goaway(self._last_stream_id, NO_ERROR))
 
     def _last_of_peer(self) -> int:
-        return self._last_stream_id
+        # §6.8: never more than was said before. What came after that the client may have sent to somebody else.
+        return min(self._last_stream_id, self._accepted_max)
 
     def _is_ignored(self, stream_id: int) -> bool:
         return stream_id > self._accepted_max

@@ -147,6 +147,15 @@ def test_the_last_goaway_names_the_last_stream(bench: Bench) -> None:
     assert 5 == int.from_bytes(bench.told()[-1][3][:4], "big")
 
 
+def test_a_goaway_never_names_a_later_stream_than_the_one_before(bench: Bench) -> None:
+    """§6.8: what was told to have had no effect, the client may have sent elsewhere by now."""
+    bench.receive(OPEN_1)
+    bench.server.accept_no_more()
+    bench.receive(OPEN_5 + F(frames.PING, 0, 0, b""))
+    told = [int.from_bytes(payload[:4], "big") for kind, _, _, payload in bench.told() if kind == frames.GOAWAY]
+    assert [1, 1] == told
+
+
 @pytest.mark.parametrize(
     "first", [F(frames.SETTINGS, frames.ACK, 0, b"") + F(frames.PING, 0, 0, bytes(8)), OPEN_1, F(0x20, 0, 0, b"")]
 )

@@ -48,6 +48,8 @@ class Reader:
         """Streams that the server has ended or reset."""
         self.data_bytes = 0
         """DATA on all streams."""
+        self._last = frames.WINDOW_MAX
+        """The last stream that a GOAWAY named."""
         self.goodbye: int | None = None
         """The code of a GOAWAY that ends the connection."""
 
@@ -81,7 +83,9 @@ class Reader:
         elif kind == frames.RST_STREAM:
             assert stream_id & 1, f"RST_STREAM on stream {stream_id}"
             self._ended.add(stream_id)
-        elif kind == frames.GOAWAY and int.from_bytes(payload[4:8], "big"):
-            self.goodbye = int.from_bytes(payload[4:8], "big")
+        elif kind == frames.GOAWAY:
+            last, code = int.from_bytes(payload[:4], "big"), int.from_bytes(payload[4:8], "big")
+            assert last <= self._last, f"GOAWAY says {last} was the last stream, after {self._last}"
+            self._last, self.goodbye = last, code or None
         if kind in (frames.HEADERS, frames.DATA) and flags & frames.END_STREAM:
             self._ended.add(stream_id)
