@@ -173,7 +173,7 @@ class FastConnection(asyncio.Protocol):
                     self._begin(event)
                 case DataReceived():
                     call = event.stream.call
-                    if call is not None:
+                    if call is not None and not event.stream.local_ended:
                         call.on_data(event.data, event.ended)
                 case StreamReset():
                     if event.stream.call is not None:
@@ -191,6 +191,8 @@ class FastConnection(asyncio.Protocol):
 
     def _begin(self, event: HeadersReceived) -> None:
         headers, stream = event.headers, event.stream
+        if stream.local_ended:
+            return  # what came behind it in the same piece has reset it
         meaning = headers.meaning
         if meaning is None:
             head = request_head(headers)

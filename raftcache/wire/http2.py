@@ -134,7 +134,10 @@ class Connection:
     # --- What the layer above does ------------------------------------------------------------------------------------
 
     def receive(self, data: bytes, now_ns: int) -> list[Event]:
-        """Takes what has arrived. Raises nothing for what the peer did wrong."""
+        """Takes what has arrived. Raises nothing for what the peer did wrong.
+
+        A stream may begin and be over in one piece: at its first events it is in `streams` no more, and nothing may be sent on it.
+        """
         events: list[Event] = []
         if self._ended:
             return events
@@ -162,7 +165,9 @@ class Connection:
 
     def allow(self, stream: Stream, wanted: int) -> None:
         """Lets the peer have `wanted` more bytes of DATA under way on the stream. Told in steps of at least half of that."""
-        if not stream.remote_ended and wanted - stream.receive_window >= max(wanted >> 1, 1):
+        if stream.remote_ended or stream.id not in self.streams:
+            return
+        if wanted - stream.receive_window >= max(wanted >> 1, 1):
             self.sender.out.append(frames.window_update(stream.id, wanted - stream.receive_window))
             stream.receive_window = wanted
 

@@ -136,6 +136,40 @@ async def test_made_you_reset_cve_2025_8671() -> None:
         assert ENHANCE_YOUR_CALM == await flooded(found, flood, count=50_000)
 
 
+WATCH = b"/grpc.health.v1.Health/Watch"
+ENDS = {
+    "the client resets it": frames.rst_stream(1, 8),
+    "the server must reset it": frames.window_update(1, 0),
+    "the connection ends": frames.frame(frames.PING, 0, 0, b""),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("path", [PUT, WATCH, b"/a/Missing"], ids=["unary", "stream", "unknown"])
+async def test_a_call_that_begins_and_ends_in_one_piece_is_none(path: bytes, end: str) -> None:
+    """No handler hears of it, nothing is written on its stream but a reset, and nothing behind the last GOAWAY."""
+    bugs: list[Exception] = []
+    node = MemoryNode(clock=SystemClock())
+    handlers = handlers_of(node.gateway(SETTINGS), MemoryAdministration())
+    front = FastFront(handlers, front_config(), node.clock, on_bug=bugs.append)
+    await front.start()
+    client = await WireClient.connect(front.port)
+    block = client.encoder.encode(request_fields(path))
+    call = frames.headers(1, block, end_stream=False, frame_bytes_max=16_384)
+    call += frames.frame(frames.DATA, frames.END_STREAM, 1, framed(b""))
+    client.send(call + ENDS[end] + frames.frame(frames.PING, 0, 0, b"finished"))
+    kinds = []
+    while (found := await client.frame()) is not None:
+        if found.stream_id:
+            kinds.append(found.kind)
+        if found.kind == frames.PING:
+            break
+    assert [frames.RST_STREAM] * (end == "the server must reset it") == kinds
+    assert ([], 0) == (bugs, front.in_flight)
+    await client.close()
+    await front.stop(0.2)
+
+
 async def test_continuation_flood_cve_2024_27316() -> None:
     """A header block that never ends."""
     async with scene() as found:

@@ -382,6 +382,20 @@ def test_pings_are_answered_with_what_they_hold(bench: Bench) -> None:
     assert [(frames.PING, frames.ACK, 0, b"12345678")] == bench.told()
 
 
+def test_a_stream_that_is_over_gets_no_more_room(bench: Bench) -> None:
+    """§5.1, §6.9: no WINDOW_UPDATE for a stream that either side has ended or reset, nor behind the last GOAWAY."""
+    bench.receive(OPEN_1 + OPEN_5)
+    first, fifth = bench.stream(1), bench.stream(5)
+    bench.receive(frames.window_update(1, 0))
+    bench.told()
+    bench.server.allow(first, 1 << 20)
+    assert [] == bench.told()
+    bench.receive(F(frames.PING, 0, 0, b""))
+    bench.told()
+    bench.server.allow(fifth, 1 << 20)
+    assert [] == bench.told()
+
+
 def test_an_answer_before_the_end_of_the_request_asks_for_no_more(bench: Bench) -> None:
     """§8.1: RST_STREAM with NO_ERROR behind the whole answer; a request that is complete gets none."""
     bench.receive(OPEN_1 + F(frames.HEADERS, ALL, 3, BLOCK))

@@ -9,9 +9,10 @@ same each time. Limits are small, so that a script reaches them.
 
 from collections.abc import Callable
 from typing import Any, Final, cast
+from unittest.mock import patch
 
 from raftcache.clock import NS_PER_MS, Clock
-from raftcache.edge import fast_connection
+from raftcache.edge import fast_connection, fast_front
 from raftcache.edge.fast_calls import FastCall, StreamCall, UnaryCall
 from raftcache.edge.fast_connection import FastConnection
 from raftcache.edge.fast_front import FastFront
@@ -29,7 +30,7 @@ _CONFIG: Final = FrontConfig(
     message_bytes_max=200_000,
     in_flight_max=6,
     streams_per_connection_max=5,
-    buffered_bytes_max=400_000,
+    buffered_bytes_max=200_000,
     reflection=False,
 )
 _ACTION_BYTES: Final = 5
@@ -43,10 +44,15 @@ def run_front(data: bytes) -> None:
     """Plays the script in `data`, then hangs up."""
     http2_headers._good.clear()
     huffman._strings.clear()
-    scene = _Scene()
-    for at in range(0, min(len(data), _ACTIONS_MAX * _ACTION_BYTES) - _ACTION_BYTES + 1, _ACTION_BYTES):
-        scene.act(*data[at : at + _ACTION_BYTES])
-    scene.finish()
+    with (
+        patch.object(fast_connection, "PROMISED_BYTES_MAX", 160_000),
+        patch.object(fast_connection, "UNSENT_BYTES_MAX", 120_000),
+        patch.object(fast_front, "UNSENT_BYTES_MAX", 120_000),
+    ):
+        scene = _Scene()
+        for at in range(0, min(len(data), _ACTIONS_MAX * _ACTION_BYTES) - _ACTION_BYTES + 1, _ACTION_BYTES):
+            scene.act(*data[at : at + _ACTION_BYTES])
+        scene.finish()
 
 
 class _Scene:
@@ -93,6 +99,7 @@ class _Scene:
         """One action, and perhaps a turn of the loop."""
         size = high << 8 | low
         client = self._clients[flags >> 7]
+        client.corked = bool(verb & 0x40)
         match verb % 16:
             case 0 | 1 | 2:
                 client.open(_PATHS[which % len(_PATHS)], flags, _LENGTHS[high % len(_LENGTHS)], low << 6)
@@ -183,6 +190,8 @@ class _Client:
         self._next_id = 1
         self._reading = True
         self._paused = False
+        self._pending = b""
+        self.corked = False
         self._closing = False
         self._said_goodbye = False
         self.connected = True
@@ -237,8 +246,11 @@ class _Client:
             self.connection.pause_writing() if full else self.connection.resume_writing()
 
     def send(self, data: bytes) -> None:
-        if self.connected and self._reading:
-            self.connection.data_received(data)
+        """Sends, unless what comes next is to arrive in one piece with it."""
+        self._pending += data
+        if not self.corked and self.connected and self._reading:
+            pending, self._pending = self._pending, b""
+            self.connection.data_received(pending)
 
     def stream(self, which: int) -> int:
         """One of the streams that were opened lately, or the next."""
