@@ -29,6 +29,7 @@ from raftcache.kv.operations import (
     Failure,
     Increment,
     IncrementResult,
+    KeyEntry,
     Operation,
     Put,
     Result,
@@ -37,6 +38,8 @@ from raftcache.kv.operations import (
     WriteResult,
 )
 from tests.kv.strategies import COMMANDS, OPERATIONS, RESULTS, U64
+
+ENTRY = KeyEntry(b"k", b"v", 2, Revision(3), Revision(5))
 
 
 @given(st.lists(COMMANDS, max_size=6), U64)
@@ -74,6 +77,18 @@ def test_what_is_asked_for_survives_its_bytes_and_nothing_else_is(operation: Ope
 @given(RESULTS)
 def test_a_result_survives_its_bytes(result: Result) -> None:
     """Every result, entries with reserved fields included."""
+    assert result == decode_result(encode_result(result))
+
+
+@pytest.mark.parametrize("succeeded", [True, False])
+@pytest.mark.parametrize("deleted", [True, False])
+@pytest.mark.parametrize("previous", [None, ENTRY])
+@pytest.mark.parametrize("current", [None, ENTRY])
+def test_what_a_write_did_survives_its_bytes_and_nothing_else_does(
+    succeeded: bool, deleted: bool, previous: KeyEntry | None, current: KeyEntry | None
+) -> None:
+    """Each flag by itself, and none: what did not succeed never comes out as if it had."""
+    result = WriteResult(Revision(7), succeeded, previous, current, deleted)
     assert result == decode_result(encode_result(result))
 
 
@@ -236,6 +251,15 @@ def test_an_error_is_no_result() -> None:
     """Where only a result can stand, an error is malformed."""
     with pytest.raises(MalformedBytes, match="NOT_LEADER"):
         decode_result(encode_outcome(NotLeader("elsewhere")))
+
+
+@pytest.mark.parametrize("at", [2, 3], ids=["flags", "number"])
+def test_an_error_with_what_no_release_wrote_is_refused(at: int) -> None:
+    """A flag that is unknown here, or a number where none belongs, is not passed over."""
+    data = bytearray(encode_outcome(NotLeader("elsewhere")))
+    data[at] |= 0x80
+    with pytest.raises(MalformedBytes, match="error with flags"):
+        decode_outcome(bytes(data))
 
 
 def test_long_messages_are_cut_between_characters() -> None:

@@ -106,6 +106,11 @@ def test_operations_of_a_whole_shard_have_no_slot(operation: Operation) -> None:
             BatchTooLarge,
             ["57"],
         ),
+        (
+            Transaction((Condition(b"k", ConditionKind.VALUE, value=b"v" * 20),) * 3, (), (Get(b"k"),)),
+            BatchTooLarge,
+            ["64"],
+        ),
         (Transaction((), (Put(b"k", b""), Delete(b"k"))), InvalidRequest, ["b'k'", "written twice"]),
         (Transaction((), (Put(b"k", b"", (Condition(b"k", EXISTS),)),)), InvalidRequest, ["conditions of its own"]),
         (Transaction((), (Get(b"k", namespace=1),)), InvalidRequest, ["namespace 1, its transaction in 0"]),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raftcache.errors import Corruption
+from raftcache.errors import Corruption, UnsupportedVersion
 from raftcache.ids import Slot
 from raftcache.kv.layout import seal
 from raftcache.kv.limits import KvLimits
@@ -21,7 +21,7 @@ from raftcache.kv.operations import (
     WriteOperation,
     WriteResult,
 )
-from raftcache.kv.sessions import REPLY_OVERHEAD_BYTES, RETRIED_FAILURE, session_key
+from raftcache.kv.sessions import REPLY_OVERHEAD_BYTES, RETRIED_FAILURE, SESSION_VERSION, session_key
 from raftcache.kv.slots import slot_of
 from tests.kv.shard import Shard
 
@@ -215,6 +215,18 @@ def test_no_more_sessions_are_pushed_out_than_must_be() -> None:
     assert WriteResult(8) == shard.one(Put(b"k", b""), SessionStamp(older, 4, 1))  # type: ignore[arg-type]
 
 
+def test_replies_up_to_the_limit_push_nobody_out() -> None:
+    """To the last byte: every one of them is still there for a retry."""
+    reply = REPLY_OVERHEAD_BYTES + 11
+    shard = Shard(limits=KvLimits(session_reply_bytes_max=reply * 10, session_reply_bytes_total_max=reply * 10))
+    old, new = (shard.open() for _ in range(2))
+    for session in (old, new):
+        for sequence in range(1, 6):
+            shard.one(Put(b"k", b""), SessionStamp(session, sequence, 1))
+    assert reply * 10 == shard.machine.session_reply_bytes
+    assert WriteResult(1) == shard.one(Put(b"k", b""), SessionStamp(old, 1, 1))  # type: ignore[arg-type]
+
+
 def test_bytes_of_replies_are_the_same_after_a_reload(shard: Shard) -> None:
     """A replica that was started again pushes out the same sessions as those that were not."""
     for _ in range(2):
@@ -263,6 +275,16 @@ def test_damaged_or_missing_sessions_stop_the_start(shard: Shard) -> None:
         with pytest.raises(Corruption):
             Machine(records, KvLimits())
         assert not Machine.verify(records).ok
+
+
+def test_a_session_of_a_newer_release_stops_the_start(shard: Shard) -> None:
+    """It is not taken for damage, which would be mended by fetching it again: both versions are named."""
+    key = session_key(shard.open())
+    shard.machine.flush()
+    record = shard.records.get(key) or b""
+    shard.records.put(key, seal(key, bytes([SESSION_VERSION + 1]) + record[1:-8]))
+    with pytest.raises(UnsupportedVersion, match=f"version {SESSION_VERSION + 1}"):
+        Machine(shard.records, KvLimits())
 
 
 def test_a_session_is_written_again_after_each_flush(shard: Shard) -> None:

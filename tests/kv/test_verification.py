@@ -5,13 +5,15 @@ import random
 import pytest
 from xxhash import xxh3_64_intdigest
 
+from raftcache.errors import Corruption
 from raftcache.ids import Slot
 from raftcache.kv.layout import DEFAULT_PREFIX, seal
+from raftcache.kv.limits import KvLimits
 from raftcache.kv.machine import Machine
 from raftcache.kv.operations import Delete, Put, SessionStamp
 from raftcache.kv.records import MemoryRecords
-from raftcache.kv.slots import slot_of
-from raftcache.kv.state_hash import page_key
+from raftcache.kv.slots import SLOT_COUNT, slot_of
+from raftcache.kv.state_hash import PAGE_SLOTS, PAGE_VERSION, page_key
 from raftcache.kv.verification import PROBLEMS_MAX
 from tests.kv.shard import Shard
 
@@ -93,6 +95,18 @@ def test_a_rolled_back_page_of_hashes_is_found(shard: Shard) -> None:
     page = bytearray((shard.records.get(key) or b"")[:-4])
     page[1 + slot_of(b"key3") % 64 * 24 + 7] += 1
     shard.records.put(key, seal(key, bytes(page)))
+    assert not Machine.verify(shard.records).ok
+
+
+def test_a_page_of_hashes_behind_the_last_slot_is_damage(shard: Shard) -> None:
+    """However valid it looks by itself: no slot has it."""
+    last, beyond = (page_key(SLOT_COUNT // PAGE_SLOTS - 1), page_key(SLOT_COUNT // PAGE_SLOTS))
+    empty = bytes([PAGE_VERSION]) + bytes(PAGE_SLOTS * 24)
+    shard.records.put(last, seal(last, empty))
+    Machine(shard.records, KvLimits())
+    shard.records.put(beyond, seal(beyond, empty))
+    with pytest.raises(Corruption, match="is no page of hashes"):
+        Machine(shard.records, KvLimits())
     assert not Machine.verify(shard.records).ok
 
 

@@ -179,6 +179,20 @@ def test_unreachable_follower_is_probed() -> None:
     assert progress.next == progress.match + 1 == 3
 
 
+def test_an_answer_that_brings_nothing_new_ends_a_probe() -> None:
+    """A follower that had everything when it was lost says so once it is back, and is pipelined again at once."""
+    shell = leader()
+    shell.call("report_unreachable", TWO)
+    shell.run()
+    progress = shell.raft.progress[TWO]
+    assert (progress.state, progress.match) == (ProgressState.PROBE, shell.raft.last_index)
+    shell.acknowledge(2)
+    assert progress.state is ProgressState.REPLICATE
+    for _ in range(3):
+        shell.propose()
+        assert [len(a.entries) for a in only(shell.run(), Append)] == [1]
+
+
 def test_unreachable_report_of_a_stranger_or_by_a_follower_is_ignored() -> None:
     """Reports about replicas that are no members, or to a follower, change nothing."""
     shell = leader()

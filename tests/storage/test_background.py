@@ -83,3 +83,15 @@ def test_continuation_that_was_posted_before_a_cancel_does_not_run(loop: Loop) -
     loop.drain()
 
     assert heard == ["cancelled"]
+
+
+def test_job_that_was_cancelled_by_itself_is_not_told_of_again(loop: Loop) -> None:
+    """Whoever cancels one job knows it; a later `cancel_all` posts nothing for it."""
+    heard: list[str] = []
+    jobs = Jobs(InlineBackground(loop.post), loop.post)
+    job = jobs.start("test", lambda job: lambda: heard.append("done"), lambda: heard.append("cancelled"))
+    jobs.cancel(job)
+    jobs.cancel_all()
+    loop.drain()
+
+    assert heard == []

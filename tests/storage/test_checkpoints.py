@@ -1,5 +1,7 @@
 """The table of a replica's checkpoints: what is known once, what is refused, and what the newest one supersedes."""
 
+import os
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -8,17 +10,18 @@ from raftcache.ids import Index, ReplicaId, Term
 from raftcache.raft.messages import Configuration, SnapshotMeta
 from raftcache.storage.checkpoint_file import CheckpointHeader, directory_name
 from raftcache.storage.checkpoints import Checkpoints
+from raftcache.storage.disk import Disk, OsDisk
 from raftcache.storage.simulated_disk import SimulatedDisk
 
 CONFIGURATION = Configuration((ReplicaId(1),))
 
 
 class Table:
-    """The checkpoints in a directory of a simulated disk."""
+    """The checkpoints in a directory of a disk."""
 
-    def __init__(self) -> None:
-        self.disk = SimulatedDisk(Random(1))
-        self.checkpoints = Checkpoints(self.disk, "checkpoints")
+    def __init__(self, disk: Disk, directory: str = "checkpoints") -> None:
+        self.disk = disk
+        self.checkpoints = Checkpoints(disk, directory)
         self.checkpoints.sweep()
 
     def publish(self, index: int) -> CheckpointHeader:
@@ -38,7 +41,7 @@ class Table:
 
 @pytest.fixture
 def table() -> Table:
-    return Table()
+    return Table(SimulatedDisk(Random(1)))
 
 
 def test_a_checkpoint_that_is_published_again_is_known_once(table: Table) -> None:
@@ -71,3 +74,15 @@ def test_what_nobody_removed_is_named_again(table: Table) -> None:
     left = table.checkpoints.superseded()
     assert 1 == len(left)
     assert left == table.checkpoints.superseded()
+
+
+def test_a_checkpoint_that_was_sent_is_held_open_no_longer(tmp_path: Path) -> None:
+    """However many followers are filled: a closed reader has given its file back."""
+    table = Table(OsDisk(), f"{tmp_path}/checkpoints")
+    header = table.publish(5)
+    held = len(os.listdir("/proc/self/fd"))
+    closed: list[None] = []
+    reader = table.checkpoints.reader(header, on_closed=lambda: closed.append(None))
+    assert held < len(os.listdir("/proc/self/fd"))
+    reader.close()
+    assert (held, 1) == (len(os.listdir("/proc/self/fd")), len(closed))

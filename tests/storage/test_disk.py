@@ -246,6 +246,19 @@ def test_after_a_failed_fsync_the_cache_shows_what_the_disk_lacks() -> None:
     assert file.pread(1, 0) == b"y"
 
 
+def test_a_file_is_read_as_the_disk_holds_it() -> None:
+    """What a failed fsync left in the cache alone is not believed."""
+    disk = simulated()
+    file = disk.open("d/f", create=True)
+    disk.fsync_directory("d")
+    file.pwrite(b"x" * 20 * PAGE_BYTES, 0)
+    disk.inject("fdatasync", errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        file.fdatasync()
+    assert 20 * PAGE_BYTES == file.pread(20 * PAGE_BYTES, 0).count(b"x")
+    assert 20 * PAGE_BYTES > read_file(disk, "d/f").count(b"x")
+
+
 def test_a_full_disk_writes_what_fits_and_raises() -> None:
     """ENOSPC at a byte capacity, for writes, allocation and growth; freeing makes room again."""
     disk = simulated(capacity_bytes=4 * PAGE_BYTES)

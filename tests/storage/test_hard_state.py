@@ -167,6 +167,20 @@ def test_terms_do_not_go_back_and_votes_are_not_changed() -> None:
     files.set(R1, HardState(Term(6), R1))
 
 
+def test_a_replica_that_was_dropped_is_gone_with_the_next_save() -> None:
+    """To drop one is a change that is to be saved, like a vote; to drop one that was never there is none."""
+    disk, directory = simulated()
+    files = create(disk, directory)
+    files.set(R1, VOTED)
+    files.save(Position(1))
+    files.drop(R2)
+    assert not files.changed
+    files.drop(R1)
+    assert files.changed
+    files.save(Position(1))
+    assert [] == open_files(disk, directory).replicas()
+
+
 def test_files_of_another_node_or_a_newer_release_are_refused() -> None:
     """Identity and version are checked before anything is believed; both copies newer is a newer release."""
     disk, directory = simulated()

@@ -19,7 +19,7 @@ from raftcache.storage.checkpoint_file import LOGICAL_FORMAT, STREAM_LENGTH
 from raftcache.storage.disk import OsDisk
 from raftcache.storage.live_state import Damaged
 from raftcache.storage.lmdb_records import LmdbConfig
-from raftcache.storage.lmdb_state import ChildVerifier
+from raftcache.storage.lmdb_state import ChildVerifier, LmdbLive
 from raftcache.storage.state import (
     CheckpointDamaged,
     CheckpointFailed,
@@ -28,7 +28,7 @@ from raftcache.storage.state import (
     StateLost,
 )
 from raftcache.storage.verify_checkpoint import check_size
-from tests.storage.state_driver import FIRST, Home, Replica, transfer, verified
+from tests.storage.state_driver import FIRST, LMDB, Home, Replica, transfer, verified
 
 
 @pytest.fixture
@@ -113,6 +113,16 @@ def test_full_map_loses_the_state_and_a_larger_one_rebuilds_it(home: Home) -> No
     assert replica.machine.applied_index == max(replica.log)
     replica.verify()
     replica.store.discard_live()
+
+
+def test_first_state_begins_without_what_an_interrupted_one_left(tmp_path: Path) -> None:
+    """A group that is begun once more finds no record of the first attempt, whatever that had got to."""
+    live = LmdbLive(str(tmp_path), LMDB, OsDisk())
+    for _ in range(2):
+        records = live.create()
+        assert [] == list(records.scan(b"", None))
+        records.put(b"k", b"v")
+        live.close(synced=True)
 
 
 def test_deleted_records_make_room_at_once(home: Home) -> None:

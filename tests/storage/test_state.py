@@ -416,6 +416,16 @@ def test_damaged_checkpoint_under_a_clean_live_state_is_not_offered(home: Home) 
     replica.store.discard_live()
 
 
+def test_damaged_checkpoint_is_not_installed(home: Home) -> None:
+    """It is refused, never half taken, and offered to nobody from then on."""
+    replica = Replica(home).bootstrap()
+    flip(home, f"{home.directory(1)}/checkpoints/1-1/{STATE_FILE}", 100)
+    with pytest.raises(Corruption):
+        replica.store.install(FIRST)
+    assert replica.store.newest() is None
+    replica.store.discard_live()
+
+
 def test_checkpoint_of_a_newer_release_is_kept_and_not_opened(home: Home) -> None:
     """After a downgrade the node refuses to start, with both versions in the message, and destroys nothing."""
     replica = Replica(home).bootstrap()

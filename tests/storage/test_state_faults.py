@@ -6,7 +6,7 @@ import pytest
 
 from raftcache.errors import Corruption, StorageFull
 from raftcache.storage.checkpoints import SYNC_EVERY_BYTES, SyncFailed
-from raftcache.storage.simulated_disk import SimulatedDisk
+from raftcache.storage.simulated_disk import SimulatedDisk, SimulatedFile
 from raftcache.storage.state import CheckpointFailed, CheckpointResult, StateLost
 from tests.storage.state_driver import FIRST, Home, Replica, transfer, verified
 
@@ -105,6 +105,45 @@ def test_full_disk_during_a_receipt_is_told_to_the_sender(home: Home) -> None:
         while chunk := source.chunk():
             incoming.add(chunk)
     incoming.abandon()
+    assert disk_of(home).listdir(f"{home.directory(2)}/checkpoints") == []
+
+
+def test_receipt_is_synced_every_stretch_and_not_every_chunk(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that syncs all the time keeps the log waiting."""
+    sender = Replica(home, 1).bootstrap()
+    sender.put_many({b"key%d" % number: bytes(1 << 20) for number in range(2 * SYNC_EVERY_BYTES // (1 << 20) + 2)})
+    verified(sender.checkpoint())
+    receiver = Replica(home, 2)
+    assert receiver.store.open() is None
+    source = sender.store.open_checkpoint_for_read(sender.meta)
+    incoming = receiver.store.begin_incoming(sender.meta, size=source.size, digest=source.digest)
+    syncs: list[str] = []
+    fdatasync = SimulatedFile.fdatasync
+
+    def counted(file: SimulatedFile) -> None:
+        syncs.append(file.path)
+        fdatasync(file)
+
+    monkeypatch.setattr(SimulatedFile, "fdatasync", counted)
+    chunks = 0
+    while chunk := source.chunk():
+        incoming.add(chunk)
+        home.loop.drain()
+        chunks += 1
+    assert (2, True) == (len(syncs), chunks > 6)
+    incoming.abandon()
+
+
+def test_snapshot_that_cannot_be_converted_leaves_nothing(home: Home) -> None:
+    """It has come, as a logical stream, and there is no place for what is to be made of it: both are gone."""
+    sender = Replica(home, 1).bootstrap()
+    receiver = Replica(home, 2)
+    assert receiver.store.open() is None
+    receiver.store._live.format = "something else"
+    disk_of(home).inject("mkdir", errno.ENOSPC, path_part="replicas/2", skip=1)
+
+    result = failed(transfer(sender.store, receiver.store, home.loop))
+    assert isinstance(result.error, StorageFull)
     assert disk_of(home).listdir(f"{home.directory(2)}/checkpoints") == []
 
 

@@ -15,7 +15,7 @@ from raftcache.ids import ClusterId, Index, ReplicaId, ShardId, Term
 from raftcache.raft.configuration import encode_configuration
 from raftcache.raft.messages import EntryKind, HardState, SnapshotMeta
 from raftcache.storage.hard_state import HardStateFiles
-from raftcache.storage.wal import WalConfig
+from raftcache.storage.wal import Wal, WalConfig
 from tests.storage.log_model import (
     CLUSTER,
     NODE,
@@ -302,6 +302,17 @@ def test_recent_entries_are_kept_within_the_byte_limit(make_machine: MakeMachine
     assert wal.cache.bytes_held == 0
 
 
+def test_recent_entries_are_read_without_the_disk() -> None:
+    """What was just written is sent and applied from memory."""
+    machine = simulated_machine()
+    wal = machine.open()
+    wal.create(R1, ShardId(3), None)
+    for lo in range(1, 9):
+        wal.write([write(1, entries(lo, lo + 1))])
+    disk_of(machine).inject("pread", errno.EIO)
+    assert entries(1, 9) == wal.log(R1).entries(Index(1), Index(9), EVERYTHING)
+
+
 def test_damage_met_while_reading_is_reported_with_file_and_offset(make_machine: MakeMachine) -> None:
     """An old entry that is not what was written raises Corruption, naming where and what; it is never returned."""
     machine = make_machine()
@@ -359,6 +370,16 @@ def test_a_snapshot_for_followers_is_what_was_set_last() -> None:
     assert log.snapshot() == older
 
 
+def test_a_snapshot_that_was_forgotten_is_not_sent() -> None:
+    """While the state is opened anew nobody knows whether it is still good."""
+    wal = simulated_machine().open()
+    wal.create(R1, ShardId(0), None)
+    log = wal.log(R1)
+    log.set_snapshot(SnapshotMeta(Index(7), Term(2), THREE))
+    log.forget_snapshot()
+    assert log.snapshot() is None
+
+
 def test_a_configuration_that_was_moved_is_one_after_a_restart() -> None:
     """Entries that hold up an old segment are moved with their kind: a core that is restarted finds its configurations."""
     machine = simulated_machine()
@@ -387,6 +408,37 @@ def test_a_closed_log_holds_no_file_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) > held
     wal.close()
     assert held == len(os.listdir("/proc/self/fd"))
+
+
+def filled_and_compacted(machine: Machine) -> Wal:
+    """Of its segments only the last one is needed."""
+    wal = machine.open()
+    wal.create(R1, ShardId(0), None)
+    for lo in range(1, 200, 10):
+        wal.write([write(1, entries(lo, lo + 10, 1, 500))])
+        wal.sync()
+    wal.write([write(1, [], compact_to=Index(199))])
+    wal.sync()
+    return wal
+
+
+def test_deleted_segments_are_held_open_no_longer(tmp_path: Path) -> None:
+    """Their space would stay taken otherwise, and no tool would say by what."""
+    machine = os_machine(str(tmp_path))
+    wal = filled_and_compacted(machine)
+    others = len(os.listdir("/proc/self/fd")) - len(machine.segment_paths())
+    wal.collect()
+    assert wal.stats.segments_deleted > 3
+    assert len(machine.segment_paths()) == len(os.listdir("/proc/self/fd")) - others
+
+
+def test_a_start_deletes_the_segments_that_nobody_needs() -> None:
+    """Where the process ended between a compaction and the next time that it kept house."""
+    machine = simulated_machine()
+    filled_and_compacted(machine).close()
+    assert len(machine.segment_paths()) > 3
+    machine.open()
+    assert len(machine.segment_paths()) <= 2
 
 
 def test_a_log_that_begins_anew_has_no_bytes() -> None:

@@ -104,6 +104,19 @@ def test_what_a_killed_process_created_is_durable_before_the_next_one_builds_on_
     assert 5 < killed < 200
 
 
+def test_a_spare_outlives_a_power_cut() -> None:
+    """Allocated ahead is durably so: a node whose disk is full then starts all the same."""
+    machine = simulated_machine()
+    wal = machine.open()
+    wal.create(ReplicaId(1), ShardId(1), None)
+    wal.sync()
+    wal.preallocate()
+    disk_of(machine).crash(Random(1), power_cut=True)
+    disk_of(machine).capacity_bytes = 0
+    wal = machine.open(create=False)
+    assert 0 == wal.stats.segments_created
+
+
 def test_a_disk_that_lies_about_fdatasync_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The canary: without a working fdatasync the crash test above must fail, or it tests nothing."""
     monkeypatch.setattr(simulated_disk._Inode, "sync", lambda self: None)

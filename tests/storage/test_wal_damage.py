@@ -13,7 +13,13 @@ from raftcache.ids import ClusterId, Index, NodeId, ReplicaId, ShardId, Term
 from raftcache.raft.messages import HardState
 from raftcache.storage.disk import OsDisk
 from raftcache.storage.simulated_disk import SimulatedCrash
-from raftcache.storage.wal_format import SEGMENT_HEADER_BYTES, encode_segment_header, read_batch, segment_seed
+from raftcache.storage.wal_format import (
+    BATCH_MAGIC_BYTES,
+    SEGMENT_HEADER_BYTES,
+    encode_segment_header,
+    read_batch,
+    segment_seed,
+)
 from tests.storage.log_model import (
     CLUSTER,
     NODE,
@@ -166,6 +172,22 @@ def test_a_batch_that_was_cut_does_not_come_back() -> None:
     machine.overwrite(path, saved)
     wal = machine.open()
     assert (wal.log(R1).last_index(), wal.log(R1).term(Index(3))) == (3, 9)
+
+
+def test_a_torn_tail_may_hold_what_looks_like_a_batch() -> None:
+    """Recovery that looks for valid batches behind a torn one passes over users' data that have a batch's magic, anywhere."""
+    machine = simulated_machine()
+    wal = machine.open()
+    wal.create(R1, ShardId(0), None)
+    wal.write([write(1, entries(1, 3))])
+    wal.mark_synced()
+    path = machine.segment_paths()[-1]
+    torn = used_bytes(machine, path)
+    wal.write([write(1, [entry(3, data=b"".join(BATCH_MAGIC_BYTES + bytes(pad) for pad in range(9)))])])
+    content = bytearray(machine.read(path))
+    content[torn + 4 : torn + 12] = bytes(8)
+    machine.overwrite(path, bytes(content))
+    assert 2 == machine.open().log(R1).last_index()
 
 
 def test_damage_to_the_very_last_unvouched_batch_is_taken_for_a_torn_tail() -> None:

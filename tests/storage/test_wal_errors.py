@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raftcache.errors import StorageFull
+from raftcache.errors import Corruption, StorageFull
 from raftcache.ids import Index, ReplicaId, ShardId, Term
 from raftcache.raft.messages import HardState
 from raftcache.storage.disk import OsDisk, exit_process
@@ -102,11 +102,15 @@ def test_a_full_disk_refuses_to_allocate_ahead_and_the_log_goes_on_in_its_room()
     assert not wal.full
 
 
-def test_a_write_without_room_is_refused_as_a_whole() -> None:
-    """A write that needs a segment that cannot be had changes nothing: not the log, not its index, not the hard state."""
+@pytest.mark.parametrize("spares", [0, 1])
+def test_a_write_without_room_is_refused_as_a_whole(spares: int) -> None:
+    """A write that needs a segment that cannot be had changes nothing: not the log, not its index, not the hard state. Nor
+    where the first of the segments that it needs is there."""
     machine = simulated_machine()
     wal = started(machine)
     wal.write([write(1, entries(1, 3))])
+    if spares:
+        wal.preallocate()
     before = state_of(wal)
     disk_of(machine).capacity_bytes = 0
     batches = wal.stats.batches
@@ -213,6 +217,17 @@ def test_a_log_with_a_spare_opens_on_a_full_disk() -> None:
     wal = machine.open()
     wal.write([write(1, [], hard_state=HardState(Term(2), R1))])
     wal.sync()
+
+
+def test_a_segment_that_cannot_be_read_is_named_when_the_log_opens() -> None:
+    """A bad sector is damage like any other: the file, and what to do, and not a fatal error without either."""
+    machine = simulated_machine()
+    started(machine).close()
+    (path,) = machine.segment_paths()
+    disk_of(machine).inject("pread", errno.EIO, path_part=".wal")
+    with pytest.raises(Corruption, match=r"cannot be read.*put it back") as caught:
+        machine.open()
+    assert {"file": path} == caught.value.metadata
 
 
 def test_recovery_syncs_before_it_believes() -> None:
