@@ -154,13 +154,21 @@ class UnaryLoad:
                 result.latencies_ns.append(now_ns - began_ns)
             ended += 1
         self._in_flight -= ended
-        if now_ns < self._stop_ns and target.lost is None:
-            touched = {self._send(now_ns) for _ in range(ended)}
-            for other in touched:
+        if target.lost is None:
+            self._go_on(target, ended, now_ns)
+        if self._in_flight == 0 and self._sent_all() and not self._done.done():
+            self._done.set_result(None)
+
+    def _go_on(self, target: Target, ended: int, now_ns: int) -> None:
+        """So many requests to `target` ended: as many are sent, wherever to."""
+        if now_ns < self._stop_ns:
+            for other in {self._send(now_ns) for _ in range(ended)}:
                 if other is not None and other is not target:
                     other.flush()
-        if self._in_flight == 0 and not self._done.done():
-            self._done.set_result(None)
+
+    def _sent_all(self) -> bool:
+        """Whether nothing outstanding means the end; in a closed loop it does."""
+        return True
 
     def _send(self, now_ns: int) -> Target | None:
         request = next(self._requests, None)
@@ -239,7 +247,8 @@ class StreamLoad:
         self._sent_ns.append(now_ns)
 
 
-async def _connected(load: UnaryLoad | StreamLoad, addresses: Sequence[str], path: str, seconds: float) -> LoadResult:
+async def connected(load: UnaryLoad | StreamLoad, addresses: Sequence[str], path: str, seconds: float) -> LoadResult:
+    """Runs a load on one connection to each address."""
     loop = asyncio.get_running_loop()
     async with contextlib.AsyncExitStack() as stack:
         for address in addresses:
@@ -257,13 +266,17 @@ async def _close(target: Target) -> None:
     await target.closed
 
 
-def _measured(coroutine: Coroutine[Any, Any, Outcome]) -> Outcome:
+def measured(
+    coroutine: Coroutine[Any, Any, Outcome],
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop,
+) -> Outcome:
     """Runs it without garbage collections, which a million recorded latencies would only make longer."""
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
-        return uvloop.run(coroutine)
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(coroutine)
     finally:
         gc.enable()
         gc.unfreeze()
@@ -276,9 +289,9 @@ def run_unary(
 
     async def run() -> LoadResult:
         load = UnaryLoad(requests, outstanding, keep_answers=keep_answers)
-        return await _connected(load, addresses, path, seconds)
+        return await connected(load, addresses, path, seconds)
 
-    return _measured(run())
+    return measured(run())
 
 
 def run_stream(
@@ -288,6 +301,31 @@ def run_stream(
 
     async def run() -> LoadResult:
         load = StreamLoad(requests, outstanding, keep_answers=keep_answers)
-        return await _connected(load, [address], path, seconds)
+        return await connected(load, [address], path, seconds)
 
-    return _measured(run())
+    return measured(run())
+
+
+@dataclass(frozen=True)
+class Share:
+    """A closed loop of unary requests that runs beside others."""
+
+    address: str
+    path: str
+    requests: Requests
+    outstanding: int
+
+
+def run_beside(shares: Sequence[Share], *, seconds: float, keep_answers: int = 0) -> list[LoadResult]:
+    """Closed loops at the same time, in one thread; each result's processor time is that of all."""
+
+    async def one(share: Share) -> LoadResult:
+        load = UnaryLoad(share.requests, share.outstanding, keep_answers=keep_answers)
+        return await connected(load, [share.address], share.path, seconds)
+
+    async def run() -> list[LoadResult]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(share), name=share.path) for share in shares]
+        return [task.result() for task in tasks]
+
+    return measured(run())

@@ -32,6 +32,7 @@ class Measurement:
     seconds: float = 0.0
     p50_us: float = 0.0
     p99_us: float = 0.0
+    p999_us: float = 0.0
     """Of requests: of a batch as a whole."""
     errors: int = 0
     cpu_seconds: dict[str, float] = field(default_factory=dict)
@@ -50,10 +51,28 @@ class Measurement:
     def operations_per_second(self) -> float:
         return self.operations / self.seconds if self.seconds else 0.0
 
+    @property
+    def cpu_us(self) -> float:
+        """Processor time of all nodes together, per operation."""
+        return sum(self.cpu_seconds.values()) * 1e6 / self.operations if self.operations else 0.0
+
+    @property
+    def anonymous_bytes_max(self) -> int:
+        """Of the largest node."""
+        return max(self.anonymous_bytes.values(), default=0)
+
     def take_latencies(self, ordered_us: "Iterable[int]") -> None:
         """`ordered_us` ascends."""
         ordered = list(ordered_us)
         self.p50_us, self.p99_us = percentile(ordered, 0.5), percentile(ordered, 0.99)
+        self.p999_us = percentile(ordered, 0.999)
+
+    def take_memory(self, processes: dict[str, int]) -> None:
+        """Of the nodes as they are now, by their process ids."""
+        for name, pid in processes.items():
+            memory = usage.memory(pid)
+            self.anonymous_bytes[name] = memory.anonymous
+            self.file_bytes[name] = memory.file
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "operations_per_second": round(self.operations_per_second, 1)}
@@ -80,10 +99,7 @@ class Watch:
         others = busy - sum(cpu.values()) - measurement.generator_cpu_seconds
         if measurement.seconds:
             measurement.others_cpu_share = round(max(0.0, others / measurement.seconds / processors), 3)
-        for name, pid in self._processes.items():
-            memory = usage.memory(pid)
-            measurement.anonymous_bytes[name] = memory.anonymous
-            measurement.file_bytes[name] = memory.file
+        measurement.take_memory(self._processes)
 
 
 @dataclass
@@ -99,14 +115,23 @@ class Summary:
     """Between the fastest and the slowest run, as a share of the median: what differences below it mean nothing."""
     p50_us: float
     p99_us: float
+    p999_us: float
     errors: int
     ratio: float | None
-    """Operations per second to the peer's: the median of the ratios of each run."""
+    """Operations per second to the peer's: the median of the ratios of each run. So are the other ratios."""
     p99_ratio: float | None
+    cpu_ratio: float | None
+    """Of processor time per operation, all nodes together."""
+    memory_ratio: float | None
+    """Of anonymous memory, each the largest node's."""
     cores: list[float]
     """Processors used by each node, the leader first."""
+    cpu_us: float
+    """Of all nodes together, per operation."""
     anonymous_bytes: int
     """Of the largest node."""
+    file_bytes: int
+    """Of the node with the most."""
     others_cpu_share: float
     details: dict[str, float]
 
@@ -132,9 +157,8 @@ def _summary(
     key: tuple[str, str, int, str], runs: list[Measurement], peers: dict[tuple[str, str, int, int], Measurement]
 ) -> Summary:
     load, generator, outstanding, system = key
-    pairs = [(run, peers.get((load, generator, outstanding, run.run))) for run in runs if system != PEER]
-    ratios = [ratio(run.operations_per_second, peer.operations_per_second) for run, peer in pairs if peer is not None]
-    p99_ratios = [ratio(run.p99_us, peer.p99_us) for run, peer in pairs if peer is not None]
+    found = ((run, peers.get((load, generator, outstanding, run.run))) for run in runs if system != PEER)
+    pairs = [(run, peer) for run, peer in found if peer is not None]
     cores = [[spent / run.seconds for spent in run.cpu_seconds.values()] for run in runs if run.seconds]
     names = {name for run in runs for name in run.details}
     return Summary(
@@ -146,16 +170,22 @@ def _summary(
         spread=spread(run.operations_per_second for run in runs),
         p50_us=median_of(run.p50_us for run in runs),
         p99_us=median_of(run.p99_us for run in runs),
+        p999_us=median_of(run.p999_us for run in runs),
         errors=sum(run.errors for run in runs),
-        ratio=_median_or_none(ratios),
-        p99_ratio=_median_or_none(p99_ratios),
+        ratio=_median_ratio((run.operations_per_second, peer.operations_per_second) for run, peer in pairs),
+        p99_ratio=_median_ratio((run.p99_us, peer.p99_us) for run, peer in pairs),
+        cpu_ratio=_median_ratio((run.cpu_us, peer.cpu_us) for run, peer in pairs),
+        memory_ratio=_median_ratio((run.anonymous_bytes_max, peer.anonymous_bytes_max) for run, peer in pairs),
         cores=[median_of(column) for column in zip(*cores, strict=False)],
-        anonymous_bytes=int(median_of(max(run.anonymous_bytes.values(), default=0) for run in runs)),
+        cpu_us=median_of(run.cpu_us for run in runs),
+        anonymous_bytes=int(median_of(run.anonymous_bytes_max for run in runs)),
+        file_bytes=int(median_of(max(run.file_bytes.values(), default=0) for run in runs)),
         others_cpu_share=median_of(run.others_cpu_share for run in runs),
         details={name: median_of(run.details[name] for run in runs if name in run.details) for name in sorted(names)},
     )
 
 
-def _median_or_none(values: list[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
+def _median_ratio(pairs: Iterable[tuple[float, float]]) -> float | None:
+    """Of ours to theirs in each run; None where there is nothing to compare with."""
+    found = [each for each in (ratio(ours, theirs) for ours, theirs in pairs) if each is not None]
     return median_of(found) if found else None

@@ -22,8 +22,8 @@ def _cells(rows: Sequence[Sequence[str]]) -> str:
 
 
 HEAD = (
-    *("load", "by", "system", "out", "ops/s", "spread", "p50 us", "p99 us", "errors"),
-    *("x etcd", "p99 x", "cores L+F+F", "anon MiB", "cmd/fsync", "fsync us", "others"),
+    *("load", "by", "system", "out", "ops/s", "spread", "p50 us", "p99 us", "errors", "x etcd", "p99 x"),
+    *("cores L+F+F", "cpu us/op", "cpu x", "anon MiB", "file MiB", "cmd/fsync", "fsync us", "others"),
 )
 
 
@@ -44,7 +44,10 @@ def throughput_table(summaries: Iterable[Summary]) -> str:
             _number(each.ratio) if each.system != PEER else "",
             _number(each.p99_ratio) if each.system != PEER else "",
             "+".join(f"{cores:.2f}" for cores in each.cores),
+            f"{each.cpu_us:,.0f}",
+            _number(each.cpu_ratio) if each.system != PEER else "",
             f"{each.anonymous_bytes / MIB:.0f}",
+            f"{each.file_bytes / MIB:.0f}",
             _detail(each, "commands_per_fsync"),
             _detail(each, "fsync_us"),
             f"{each.others_cpu_share:.0%}",
@@ -104,9 +107,11 @@ def client_table(summaries: Sequence[Summary]) -> str:
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:
-    """What was wanted, and what came."""
-    rows: list[Sequence[str]] = [("", "wanted", "what", "measured")]
-    rows.extend(("ok" if each.met else "NOT MET", each.wanted, each.what, each.measured) for each in verdicts)
+    """What is owed and what came of it; beside it what is hoped for."""
+    rows: list[Sequence[str]] = [("", "wanted", "what", "measured", "aim", "")]
+    for each in verdicts:
+        reached = "" if each.aim_met is None else "ok" if each.aim_met else "missed"
+        rows.append(("ok" if each.met else "NOT MET", each.wanted, each.what, each.measured, each.aim, reached))
     return _cells(rows)
 
 

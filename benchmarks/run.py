@@ -12,12 +12,8 @@ import argparse
 import contextlib
 import datetime
 import json
-import os
-import platform
 import shutil
 import signal
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +26,23 @@ TOP = Path(__file__).resolve().parents[1]
 # Run as a program this directory is on the path, and not the repository with `benchmarks` and `tests`.
 sys.path.insert(0, str(TOP))
 
-from benchmarks import clients, failures, footprint, h2load, report, systems, throughput, usage, wanted  # noqa: E402
+from benchmarks import (  # noqa: E402
+    clients,
+    failures,
+    footprint,
+    growth,
+    h2load,
+    lag,
+    machine,
+    openloop,
+    plots,
+    report,
+    routing,
+    soak,
+    systems,
+    throughput,
+    wanted,
+)
 from benchmarks.measurement import Measurement, summarise  # noqa: E402
 from benchmarks.systems import etcd_cluster, etcd_installed, raftcache_cluster  # noqa: E402
 from benchmarks.throughput import Plan  # noqa: E402
@@ -44,22 +56,35 @@ COMPARED: dict[str, Callable[[systems.System, Plan], None]] = {
     "one-key": throughput.one_key,
     "many-keys": throughput.many_keys,
     "batches": throughput.batches,
+    "memory": footprint.after_puts,
 }
-PARTS = (*COMPARED, "shards", "client", "failover", "handover", "footprint", "idle")
+"""Both systems, in every run."""
+REPEATED = ("shards", "hop", "client")
+"""Ours alone, in every run."""
+ONCE = ("lag", "openloop", "failover", "handover", "footprint", "idle")
+ASKED_FOR = ("sizes", "soak")
+"""Long ones, which run only if they are named."""
+PARTS = (*COMPARED, *REPEATED, *ONCE, *ASKED_FOR)
 
-SHARDS = 16
+SHARDS = (1, 16, 64)
 IDLE_SHARDS = 64
 IDLE_SECONDS = 20.0
 KILLS = 20
 STOPS = 5
+LAG_SECONDS = 120.0
+"""Long enough for some checkpoints, and for 2,000 probes of the event loop on each node."""
+SOAK_MINUTES = 30
 FOOTPRINT_KEYS = 1_000_000
 QUICK_KILLS = 3
 QUICK_STOPS = 2
 QUICK_KEYS = 100_000
+QUICK_LAG_SECONDS = 10.0
+QUICK_WINDOWS = 6
+QUICK_KEY_STEPS = growth.KEY_STEPS[:2]
+QUICK_VALUE_STEPS = growth.VALUE_STEPS[:2]
 QUICK_SECONDS = 1.5
 SECONDS = 5.0
 WARM_UP_SHARE = 0.3
-DISK_PROBES = 200
 PROBLEM_CHARACTERS_MAX = 500
 """The whole of it stands above, where it happened."""
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
@@ -80,23 +105,31 @@ class Bench:
 
     def run(self) -> None:
         """All parts that were asked for. A part that fails does not end the others."""
-        parts: dict[str, Callable[[], None]] = {
+        repeated: dict[str, Callable[[int], None]] = {
+            "shards": self._shards,
+            "hop": self._hop,
+            "client": self._client,
+        }
+        once: dict[str, Callable[[], None]] = {
+            "lag": self._lag,
+            "openloop": self._openloop,
             "failover": self._failover,
             "handover": self._handover,
             "footprint": self._footprint,
             "idle": self._idle,
+            "sizes": self._sizes,
+            "soak": self._soak,
         }
         for run in range(1, self.options.runs + 1):
             for name, load in COMPARED.items():
                 if name in self.options.only and self.compared:
                     self._attempt(f"{name}, run {run}", lambda load=load, run=run: self._compare(load, run))  # type: ignore[misc]
-            if "shards" in self.options.only:
-                self._attempt(f"shards, run {run}", lambda run=run: self._shards(run))  # type: ignore[misc]
-            if "client" in self.options.only:
-                self._attempt(f"client, run {run}", lambda run=run: self._client(run))  # type: ignore[misc]
-        for name, part in parts.items():
+            for name, part in repeated.items():
+                if name in self.options.only:
+                    self._attempt(f"{name}, run {run}", lambda part=part, run=run: part(run))  # type: ignore[misc]
+        for name, alone in once.items():
             if name in self.options.only:
-                self._attempt(name, part)
+                self._attempt(name, alone)
 
     def _attempt(self, name: str, part: Callable[[], None]) -> None:
         say(f"\n== {name}")
@@ -110,9 +143,9 @@ class Bench:
         self._clusters += 1
         return self.scratch / f"cluster{self._clusters}"
 
-    def _plan(self, run: int) -> Plan:
-        seconds = self.options.seconds
-        return Plan(run, seconds, seconds * WARM_UP_SHARE, self.scratch, self._record)
+    def _plan(self, run: int, seconds: float = 0.0) -> Plan:
+        seconds = seconds or self.options.seconds
+        return Plan(run, seconds, self.options.seconds * WARM_UP_SHARE, self.scratch, self._record)
 
     def _record(self, measurement: Measurement) -> None:
         self.measurements.append(measurement)
@@ -141,14 +174,53 @@ class Bench:
                     load(theirs, self._plan(run))
 
     def _shards(self, run: int) -> None:
-        for shards in (1, SHARDS) if run % 2 else (SHARDS, 1):
+        for shards in SHARDS if run % 2 else reversed(SHARDS):
             with self._ours(shards) as ours:
-                throughput.many_shards(ours, self._plan(run))
+                routing.many_shards(ours, self._plan(run))
+
+    def _hop(self, run: int) -> None:
+        with self._ours() as ours:
+            routing.one_hop(ours, self._plan(run))
 
     def _client(self, run: int) -> None:
         with self._ours() as ours:
             clients.by_tasks(ours, self._plan(run))
             clients.by_threads(ours, self._plan(run))
+
+    def _lag(self) -> None:
+        with self._ours() as ours:
+            plan = self._plan(1, QUICK_LAG_SECONDS if self.options.quick else LAG_SECONDS)
+            self.absolute.loop_lag = lag.under_load(ours, plan)
+        for name, node in self.absolute.loop_lag.items():
+            say(
+                f"  {name}: p99.9 of {node.probes:,} lags {node.above * 1000:g} to {node.below * 1000:g} ms,"
+                f" {node.checkpoints} checkpoints taken"
+            )
+
+    def _openloop(self) -> None:
+        if self.compared:
+            self._compare(openloop.curve, 1)
+
+    def _sizes(self) -> None:
+        deadline = time.monotonic() + growth.SECONDS_MAX
+        series = (QUICK_KEY_STEPS, QUICK_VALUE_STEPS) if self.options.quick else (growth.KEY_STEPS, growth.VALUE_STEPS)
+
+        def grow(system: systems.System, steps: tuple[growth.Step, ...]) -> None:
+            self.absolute.sizes_skipped += growth.measure(system, self._plan(1), steps, deadline, say)
+
+        for steps in series:
+            with self._ours() as ours:
+                grow(ours, steps)
+        for steps in series if etcd_installed() else ():
+            with etcd_cluster(self._directory()) as theirs:
+                grow(theirs, steps)
+
+    def _soak(self) -> None:
+        with self._ours() as ours:
+            if self.options.quick:
+                soak.minutes(ours, self._plan(1), QUICK_WINDOWS)
+            else:
+                soak.minutes(ours, self._plan(1, 60.0), self.options.minutes)
 
     def _failover(self) -> None:
         with self._ours() as ours:
@@ -183,9 +255,10 @@ class Bench:
 
     # --- Results ------------------------------------------------------------------------------------------------------
 
-    def finish(self, machine: dict[str, object]) -> int:
+    def finish(self, here: dict[str, object]) -> int:
         """Prints and writes the results; returns the exit status."""
         summaries = summarise(self.measurements)
+        self.absolute.soak = soak.growth(self.measurements)
         verdicts = wanted.verdicts(summaries, self.absolute, front=self.options.front)
         problems = report.problems_of(self.measurements) + self.failed
         if summaries:
@@ -202,11 +275,13 @@ class Bench:
             )
         if verdicts:
             say("\n" + report.verdict_table(verdicts))
+        if self.absolute.sizes_skipped:
+            say("\nNot measured:\n" + "\n".join(f"- {each}" for each in self.absolute.sizes_skipped))
         if problems:
             say("\nProblems:\n" + "\n".join(f"- {problem}" for problem in problems))
         self._write(
             {
-                "machine": machine,
+                "machine": here,
                 "options": {
                     "runs": self.options.runs,
                     "seconds": self.options.seconds,
@@ -218,7 +293,8 @@ class Bench:
                 "verdicts": [asdict(each) for each in verdicts],
                 "problems": problems,
                 "measurements": [each.as_json() for each in self.measurements],
-            }
+            },
+            plots.pictures(summaries, self.measurements),
         )
         if problems:
             return EXIT_PROBLEMS
@@ -227,11 +303,15 @@ class Bench:
             return EXIT_SKIPPED
         return 0
 
-    def _write(self, results: dict[str, object]) -> None:
+    def _write(self, results: dict[str, object], pictures: dict[str, str]) -> None:
         path = self.options.output
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
         say(f"\nresults: {path}")
+        for name, picture in pictures.items():
+            beside = path.with_name(f"{path.stem}-{name}.svg")
+            beside.write_text(picture)
+            say(f"picture: {beside}")
 
 
 def say(text: str) -> None:
@@ -248,62 +328,20 @@ def missing() -> str:
     )
 
 
-def disk_probe(directory: Path) -> float:
-    """Median microseconds of an fdatasync of 4 KiB: most of what a write takes with one outstanding."""
-    taken = []
-    descriptor, name = tempfile.mkstemp(dir=directory)
-    try:
-        block = bytes(4096)
-        os.pwrite(descriptor, block * DISK_PROBES, 0)
-        os.fsync(descriptor)
-        for number in range(DISK_PROBES):
-            began = time.perf_counter_ns()
-            os.pwrite(descriptor, block, number * len(block))
-            os.fdatasync(descriptor)
-            taken.append((time.perf_counter_ns() - began) / 1000)
-    finally:
-        os.close(descriptor)
-        os.unlink(name)
-    return statistics.median(taken)
-
-
-def describe_machine(scratch: Path) -> dict[str, object]:
-    """What a reader has to know to make anything of the figures."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.machine(),
-    )
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "processors": os.cpu_count(),
-        "model": model,
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "file_system": usage.file_system(scratch),
-        "fdatasync_us": round(disk_probe(scratch), 1),
-        "load_average": round(os.getloadavg()[0], 2),
-        "commit": _first_line(["git", "-C", str(TOP), "describe", "--always", "--dirty"]),
-        "etcd": _first_line(["etcd", "--version"]),
-        "h2load": _first_line(["h2load", "--version"]),
-    }
-
-
-def _first_line(command: list[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except OSError:
-        return "not installed"
-    return (done.stdout.splitlines() or [""])[0]
-
-
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=0, help="repetitions, of which the median counts (default 3)")
     parser.add_argument("--quick", action="store_true", help="one short run: to see that it works, not to measure")
     parser.add_argument("--seconds", type=float, default=0.0, help=f"of each measurement (default {SECONDS:g})")
     parser.add_argument(
-        "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=f"of: {', '.join(PARTS)}"
+        "--only",
+        nargs="+",
+        choices=PARTS,
+        default=[part for part in PARTS if part not in ASKED_FOR],
+        metavar="PART",
+        help=f"of: {', '.join(PARTS)} (default: all but {' and '.join(ASKED_FOR)})",
     )
+    parser.add_argument("--minutes", type=int, default=SOAK_MINUTES, help=f"of the soak (default {SOAK_MINUTES})")
     parser.add_argument(
         "--front", choices=tuple(wanted.RATIOS_WANTED), default="fast", help="of our nodes (default fast)"
     )
@@ -334,22 +372,22 @@ def main() -> int:
     # As Ctrl-C, so that every `finally` runs and no cluster is left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with scratch_directory(options.directory) as scratch:
-        machine = describe_machine(scratch)
-        say("\n".join(f"{name:13} {value}" for name, value in machine.items()))
-        if machine["file_system"] in MEMORY_FILE_SYSTEMS:
+        here = machine.describe(scratch)
+        say("\n".join(f"{name:13} {value}" for name, value in here.items()))
+        if here["file_system"] in MEMORY_FILE_SYSTEMS:
             say(f"WARNING: {scratch} is in memory, where an fdatasync costs nothing: use --directory")
         bench = Bench(options, scratch)
         if not bench.compared:
             say("SKIPPED: " + missing())
-            if not set(options.only) - set(COMPARED):
+            if not set(options.only) - {*COMPARED, "openloop"}:
                 return EXIT_SKIPPED
         try:
             bench.run()
         except KeyboardInterrupt:
             say("\nended early; all clusters are stopped, and this is what was measured until then")
-            bench.finish(machine)
+            bench.finish(here)
             return EXIT_INTERRUPTED
-        return bench.finish(machine)
+        return bench.finish(here)
 
 
 if __name__ == "__main__":

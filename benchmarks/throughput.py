@@ -2,7 +2,7 @@
 
     one key      h2load, and our loader on the same request, which shows what our loader is worth
     many keys    100,000 random keys, our loader
-    batches      100 puts in one request: our Batch, etcd's Txn; and our stream of batches
+    batches      10 and 100 puts in one request: our Batch, etcd's Txn; and our stream of batches
 
 Every load ends with a check that it was what it claims: the revision went up by as many writes as were counted, the answers
 have the size of a real answer, and a real client reads what was written.
@@ -26,14 +26,14 @@ from raftcache.kv.slots import slot_of
 from raftcache.v1 import kv_pb2
 
 OUTSTANDING = (1, 64, 256)
-SHARDS_OUTSTANDING = (64, 256)
 VALUE = b"v" * 100
 ONE_KEY = b"benchmark/one-key"
 KEYS = 100_000
-BATCH_OPERATIONS = 100
-BATCH_OUTSTANDING = 16
-BATCH_BODIES = 400
-"""Distinct batches that are sent in turn: 40,000 draws of a key, some 4 MiB."""
+BATCHES = ((10, 64), (100, 16))
+"""Puts in a request, and requests outstanding."""
+BATCH_OPERATIONS, BATCH_OUTSTANDING = BATCHES[-1]
+BATCH_DRAWS = 40_000
+"""Draws of a key in the distinct batches that are sent in turn, some 4 MiB."""
 FILL_OPERATIONS = 100
 FILL_OUTSTANDING = 8
 ANSWER_BYTES_SLACK = 8
@@ -59,9 +59,9 @@ class Plan:
     outstanding: Sequence[int] = OUTSTANDING
 
 
-def keys_of(count: int) -> list[bytes]:
+def keys_of(count: int, start: int = 0) -> list[bytes]:
     """Keys that are spread over all slots."""
-    return [b"benchmark/%08d" % number for number in range(count)]
+    return [b"benchmark/%08d" % number for number in range(start, start + count)]
 
 
 # --- One key --------------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def many_keys(system: System, plan: Plan) -> None:
     fill(system, keys)
     for operation in ("put", "get"):
         path = system.put_path if operation == "put" else system.get_path
-        addresses, requests = _random_requests(system, operation, keys)
+        addresses, requests = random_requests(system, operation, keys)
         for outstanding in plan.outstanding:
             unary(system, plan, "", path, requests, outstanding, seconds=plan.warm_up_seconds, addresses=addresses)
             unary(
@@ -137,52 +137,21 @@ def many_keys(system: System, plan: Plan) -> None:
             )
 
 
-def many_shards(system: Raftcache, plan: Plan) -> None:
-    """The same load on one shard and on some, each request sent to its leader, as our own client sends it.
-
-    With the leaders of all shards on one node it shows what shards cost a node: they share its log, fdatasyncs and frames.
-    With the leaders spread, as a cluster has them, three leaders share what one had on a machine that has one disk.
-    """
-    keys = keys_of(KEYS)
-    fill(system, keys)
-    for gathered in (True, False) if system.shards > 1 else (True,):
-        for operation in ("put", "get"):
-            for outstanding in SHARDS_OUTSTANDING:
-                if gathered:
-                    system.gather()
-                else:
-                    system.settle()
-                _by_shards(system, plan, operation, keys, outstanding, spread=not gathered)
-
-
-def _by_shards(
-    system: Raftcache, plan: Plan, operation: str, keys: Sequence[bytes], outstanding: int, *, spread: bool
-) -> None:
-    path = system.put_path if operation == "put" else system.get_path
-    addresses, requests = _random_requests(system, operation, keys)
-    unary(system, plan, "", path, requests, outstanding, seconds=plan.warm_up_seconds, addresses=addresses)
-    measurement = unary(system, plan, "", path, requests, outstanding, writes=operation == "put", addresses=addresses)
-    measurement.load = f"{operation}, by shards"
-    if spread:
-        measurement.system += ", leaders spread"
-    plan.record(measurement)
-
-
-def _random_requests(system: System, operation: str, keys: Sequence[bytes]) -> tuple[list[str], Requests]:
+def random_requests(system: System, operation: str, keys: Sequence[bytes]) -> tuple[list[str], Requests]:
     """Where to connect, and requests for the leader of each key, in an order that is the same in every run."""
-    shard_of = _shard_of(system)
+    shard = _shard_by_key(system)
     leaders = system.leaders() if isinstance(system, Raftcache) else {1: system.leader()}
-    addresses = sorted({leaders[shard_of(key)] for key in keys})
+    addresses = sorted({leaders[shard(key)] for key in keys})
     numbers = {address: number for number, address in enumerate(addresses)}
     if operation == "put":
-        bodies = [(numbers[leaders[shard_of(key)]], framed(system.put_message(key, VALUE))) for key in keys]
+        bodies = [(numbers[leaders[shard(key)]], framed(system.put_message(key, VALUE))) for key in keys]
     else:
-        bodies = [(numbers[leaders[shard_of(key)]], framed(system.get_message(key))) for key in keys]
+        bodies = [(numbers[leaders[shard(key)]], framed(system.get_message(key))) for key in keys]
     random.Random(SEED).shuffle(bodies)
     return addresses, itertools.cycle(bodies)
 
 
-def _shard_of(system: System) -> Callable[[bytes], int]:
+def _shard_by_key(system: System) -> Callable[[bytes], int]:
     if not isinstance(system, Raftcache) or system.shards == 1:
         return lambda key: 1
     table = {
@@ -194,13 +163,15 @@ def _shard_of(system: System) -> Callable[[bytes], int]:
     return lambda key: table[slot_of(key)]
 
 
-def fill(system: System, keys: Sequence[bytes], *, operations: int = FILL_OPERATIONS) -> LoadResult:
+def fill(
+    system: System, keys: Sequence[bytes], *, operations: int = FILL_OPERATIONS, value: bytes = VALUE
+) -> LoadResult:
     """Writes every key once, in batches. Raises: `RuntimeError` if one is refused."""
     batches = (keys[start : start + operations] for start in range(0, len(keys), operations))
-    bodies = ((0, framed(batch_message(system, batch))) for batch in batches)
+    bodies = ((0, framed(batch_message(system, batch, value))) for batch in batches)
     result = run_unary(
         [system.leader()],
-        BATCH if isinstance(system, Raftcache) else ETCD_TXN,
+        batch_path(system),
         bodies,
         outstanding=FILL_OUTSTANDING,
         seconds=600.0,
@@ -216,45 +187,42 @@ def fill(system: System, keys: Sequence[bytes], *, operations: int = FILL_OPERAT
 
 
 def batches(system: System, plan: Plan) -> None:
-    """100 puts in a request, 16 requests outstanding; for raftcache also as a stream."""
-    path = BATCH if isinstance(system, Raftcache) else ETCD_TXN
-    unary(system, plan, "", path, _batch_bodies(system), BATCH_OUTSTANDING, seconds=plan.warm_up_seconds)
-    unary(
-        system,
-        plan,
-        f"batches of {BATCH_OPERATIONS} puts",
-        path,
-        _batch_bodies(system),
-        BATCH_OUTSTANDING,
-        operations=BATCH_OPERATIONS,
-        writes=True,
-    )
+    """10 and 100 puts in a request; for raftcache 100 also as a stream."""
+    path = batch_path(system)
+    for operations, outstanding in BATCHES:
+        bodies = [(0, framed(batch_message(system, keys))) for keys in _batches_of_keys(operations)]
+        requests = itertools.cycle(bodies)
+        unary(system, plan, "", path, requests, outstanding, seconds=plan.warm_up_seconds)
+        load = f"batches of {operations} puts"
+        unary(system, plan, load, path, requests, outstanding, operations=operations, writes=True)
     if isinstance(system, Raftcache):
         _stream(system, plan)
 
 
-def batch_message(system: System, keys: Sequence[bytes]) -> bytes:
+def batch_path(system: System) -> str:
+    """The method that takes `batch_message`."""
+    return BATCH if isinstance(system, Raftcache) else ETCD_TXN
+
+
+def batch_message(system: System, keys: Sequence[bytes], value: bytes = VALUE) -> bytes:
     """One request that puts all of `keys`."""
     if isinstance(system, Raftcache):
-        operations = [kv_pb2.Operation(put=kv_pb2.PutRequest(key=key, value=VALUE)) for key in keys]
+        operations = [kv_pb2.Operation(put=kv_pb2.PutRequest(key=key, value=value)) for key in keys]
         return kv_pb2.BatchRequest(operations=operations).SerializeToString()
-    return etcd_txn_of_puts([(key, VALUE) for key in keys])
+    return etcd_txn_of_puts([(key, value) for key in keys])
 
 
-def _batches_of_keys() -> Iterator[list[bytes]]:
+def _batches_of_keys(operations: int) -> Iterator[list[bytes]]:
     dice = random.Random(SEED)
     keys = keys_of(KEYS)
-    return (dice.sample(keys, BATCH_OPERATIONS) for _ in range(BATCH_BODIES))
-
-
-def _batch_bodies(system: System) -> Requests:
-    return itertools.cycle([(0, framed(batch_message(system, keys))) for keys in _batches_of_keys()])
+    return (dice.sample(keys, operations) for _ in range(BATCH_DRAWS // operations))
 
 
 def _stream(system: Raftcache, plan: Plan) -> None:
     """The stream of batches: one client, so many batches unanswered."""
     operations = [
-        [kv_pb2.Operation(put=kv_pb2.PutRequest(key=key, value=VALUE)) for key in keys] for keys in _batches_of_keys()
+        [kv_pb2.Operation(put=kv_pb2.PutRequest(key=key, value=VALUE)) for key in keys]
+        for keys in _batches_of_keys(BATCH_OPERATIONS)
     ]
     bodies = [
         (0, framed(kv_pb2.PipelineRequest(request_id=number + 1, operations=each).SerializeToString()))
@@ -272,7 +240,7 @@ def _stream(system: Raftcache, plan: Plan) -> None:
             seconds=plan.seconds,
             keep_answers=ANSWERS_KEPT,
         )
-        _take(measurement, result, BATCH_OPERATIONS)
+        take(measurement, result, BATCH_OPERATIONS)
         checked.writes = measurement.operations
     for answer in result.answers:
         response = kv_pb2.PipelineResponse.FromString(answer)
@@ -323,7 +291,7 @@ def unary(
             seconds=seconds or plan.seconds,
             keep_answers=ANSWERS_KEPT,
         )
-        _take(measurement, result, operations)
+        take(measurement, result, operations)
         checked.writes = result.succeeded * checked.revisions_per(operations) if writes else 0
     if path == BATCH:
         measurement.problems += _batch_problems(system, result.answers)
@@ -334,7 +302,8 @@ def unary(
     return measurement
 
 
-def _take(measurement: Measurement, result: LoadResult, operations: int) -> None:
+def take(measurement: Measurement, result: LoadResult, operations: int = 1) -> None:
+    """What came of our loader's load, into its measurement."""
     measurement.operations = result.succeeded * operations
     measurement.seconds = result.seconds
     measurement.errors = result.failed

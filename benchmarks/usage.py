@@ -1,11 +1,14 @@
 """What processes and the machine spent, read from /proc: processor time and memory."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 KIB = 1024
+BLOCK_BYTES = 512
+"""What `st_blocks` counts in, whatever the file system has."""
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,12 @@ def file_system(path: Path) -> str:
         if path.resolve().is_relative_to(mount) and len(mount) >= len(best):
             best, kind = mount, name
     return kind
+
+
+def disk_bytes(directory: Path) -> int:
+    """What the files of a directory take on the disk. A file that goes meanwhile is not counted."""
+    total = 0
+    for path in directory.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.lstat().st_blocks * BLOCK_BYTES
+    return total
