@@ -305,6 +305,13 @@ ENDS_A_STREAM = {
     "an interim response at the end": answer_head(status=b"103", end=True),
     "trailers in the middle": answer_head() + trailers((b"grpc-status", b"0"), end=False),
     "a status in trailers": answer_head() + trailers((b":status", b"200")),
+    "less than its content-length": answer_head((b"content-length", b"2"))
+    + frames.frame(frames.DATA, 0, 1, b"x")
+    + trailers((b"grpc-status", b"0")),
+    "more than its content-length": answer_head((b"content-length", b"1")) + frames.frame(frames.DATA, 0, 1, b"xy"),
+    "nothing of its content-length": answer_head((b"content-length", b"1"), end=True),
+    "a content-length that is none": answer_head((b"content-length", b"-1")),
+    "two content-lengths": answer_head((b"content-length", b"1"), (b"content-length", b"2")),
     "too many fields": answer_head(*((b"x-%d" % number, b"y" * 400) for number in range(40))),
     "DATA before the head": frames.frame(frames.DATA, 0, 1, b"x"),
     "all of it before the head": frames.frame(frames.DATA, frames.END_STREAM, 1, b"x"),
@@ -324,6 +331,23 @@ def test_what_ends_a_stream(flaw: str) -> None:
     assert not [event for event in events if isinstance(event, ConnectionEnded | StreamRefused)]
     assert (True, {}) == (client.room > 0, client.streams)
     assert frames.rst_stream(1, 0)[:9] in client.sender.data_to_send()
+
+
+def test_answers_that_are_alike_are_compared_with_their_content_length() -> None:
+    """RFC 9113 §8.1.1, each time: one that is longer than the ones before it is found."""
+    client = asked()
+    for _ in range(3):
+        client.sender.request(client.open(), SHAPE, framed(b"x"))
+    events: list[Event] = []
+    for stream_id, body in ((1, b"abc"), (3, b"def"), (5, b"toolong"), (7, b"ghi")):
+        head = frames.frame(frames.HEADERS, frames.END_HEADERS, stream_id, b"\x88\x0f\x0d\x013")
+        last = frames.END_HEADERS | frames.END_STREAM
+        end = frames.frame(frames.HEADERS, last, stream_id, b"\x00\x0bgrpc-status\x010")
+        events += client.receive(head + frames.frame(frames.DATA, 0, stream_id, body) + end, 0)
+    assert [5] == [event.stream.id for event in events if isinstance(event, StreamReset)]
+    assert {1: b"abc", 3: b"def", 7: b"ghi"} == {
+        stream_id: data for stream_id, (_, data, ended) in outline(events).items() if ended
+    }
 
 
 SETTLED = frames.settings({})
