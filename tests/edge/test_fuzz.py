@@ -13,9 +13,10 @@ from raftcache.edge.fast_connection import FastConnection
 from raftcache.edge.fast_front import FastFront
 from raftcache.wire import grpc_wire, hpack, http2_sending, huffman
 from raftcache.wire import http2_frames as frames
+from raftcache.wire.http2_client import ClientConnection
 from raftcache.wire.http2_errors import HpackError
 from raftcache.wire.http2_server import ServerConnection
-from raftcache.wire.http2_stream import Stream
+from raftcache.wire.http2_stream import Stream, StreamRefused
 from tests.edge.fuzz import corpus
 from tests.edge.fuzz.on_frames import mutate_frames, taken_apart
 from tests.edge.fuzz.targets import TARGETS
@@ -97,6 +98,35 @@ def _forgets_padding(self: ServerConnection, flags: int, stream_id: int, payload
 _ON_DATA = ServerConnection._on_data
 
 
+def _forgets_what_it_refuses(self: ClientConnection, last_stream_id: int, code: int, reason: bytes) -> None:
+    for stream in [stream for stream in self.streams.values() if stream.id > last_stream_id]:
+        del self.streams[stream.id]
+        self.sender.discard(stream)
+
+
+def _believes_any_refusal(self: ClientConnection, stream: Stream, code: int) -> None:
+    self._events.append(StreamRefused(stream))
+
+
+def _counts_no_whole_answers(self: ClientConnection, data: bytes, position: int, pattern: Any) -> int:
+    before = self._window
+    position = _ON_ALIKE(self, data, position, pattern)
+    self._window = before
+    return position
+
+
+_ON_ALIKE = ClientConnection._on_alike
+
+
+def _learns_any_answer(self: ClientConnection, head: hpack.HeaderList, trailers: hpack.HeaderList) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(self._decoder, "knows", lambda block: head if block is self._blocks[0] else trailers)
+        _LEARN(self, head, trailers)
+
+
+_LEARN = ClientConnection._learn
+
+
 def _keeps_what_it_promised(self: FastConnection, call: fast_calls.FastCall) -> None:
     call.promised = 0
 
@@ -111,6 +141,10 @@ CANARIES: dict[str, tuple[str, object, str, Callable[..., Any] | object]] = {
     "a reset of an idle stream": ("frames", ServerConnection, "_is_idle", lambda self, stream_id: False),
     "queues that are over stay counted": ("frames", http2_sending.Sender, "discard", _discards_and_still_counts),
     "CONTINUATIONs without a limit": ("frames", ServerConnection, "_on_continuation", _takes_any_continuation),
+    "calls that a goodbye forgets": ("answers", ClientConnection, "_on_goodbye", _forgets_what_it_refuses),
+    "a refusal of what was answered in part": ("answers", ClientConnection, "_on_reset", _believes_any_refusal),
+    "whole answers that no window counts": ("answers", ClientConnection, "_on_alike", _counts_no_whole_answers),
+    "a pattern of what changes the table": ("answers", ClientConnection, "_learn", _learns_any_answer),
     "a table that never evicts": ("hpack", hpack.DynamicTable, "_evict", _nothing),
     "a secret in the table": ("hpack", hpack, "NEVER_INDEXED", frozenset()),
     "a block that means what it meant before": ("hpack", hpack, "Decoder", _Hoarder),

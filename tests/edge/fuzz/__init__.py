@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what clients' bytes reach first: HTTP/2 with HPACK, gRPC's messages, and the front above them.
+"""Coverage-guided fuzzing of what a peer's bytes reach first: HTTP/2 with HPACK, gRPC's messages, and the front above them.
 
     make fuzz MINUTES=60 ─► __main__ ─► for each target: atheris ─► Target.run(data)
     make test ────────────► test_fuzz ─► the committed corpus ────► Target.run(data)

@@ -1,51 +1,55 @@
-"""What holds of a server connection after every step, and of every byte that it writes."""
+"""What holds of a connection after every step, and of every byte that it writes."""
 
 from raftcache.wire import http2_frames as frames
 from raftcache.wire.hpack import TABLE_BYTES_DEFAULT, Decoder
-from raftcache.wire.http2 import CONTINUATIONS_MAX, Http2Limits
+from raftcache.wire.http2 import CONTINUATIONS_MAX, Connection, Http2Limits
 from raftcache.wire.http2_server import ServerConnection
 
 
-def check_connection(server: ServerConnection, limits: Http2Limits) -> None:
+def check_connection(connection: Connection, limits: Http2Limits) -> None:
     """Its accounts add up, and everything that it keeps is bounded."""
-    sender = server.sender
-    queued = sum(len(chunk) for stream in server.streams.values() for chunk in stream.queue or ())
+    sender = connection.sender
+    queued = sum(len(chunk) for stream in connection.streams.values() for chunk in stream.queue or ())
     assert sender.unsent == queued, f"{sender.unsent} counted, {queued} queued"
-    scheduled = [stream for stream in server.streams.values() if stream.scheduled]
+    scheduled = [stream for stream in connection.streams.values() if stream.scheduled]
     assert sorted(stream.id for stream in sender._round) == [stream.id for stream in scheduled], sender._round
-    assert len(server.streams) <= limits.streams_max, f"{len(server.streams)} streams"
-    for stream_id, stream in server.streams.items():
-        assert stream_id == stream.id <= server._last_stream_id, (
-            f"{stream_id} is open; the last is {server._last_stream_id}"
+    is_server = isinstance(connection, ServerConnection)
+    assert not is_server or len(connection.streams) <= limits.streams_max, f"{len(connection.streams)} streams"
+    for stream_id, stream in connection.streams.items():
+        assert stream_id == stream.id <= connection._last_stream_id, (
+            f"{stream_id} is open; the last is {connection._last_stream_id}"
         )
         assert stream_id & 1, f"{stream_id} is open"
-        assert not stream.local_ended, f"stream {stream_id} is open, and we ended it"
+        over = stream.local_ended if is_server else stream.remote_ended
+        assert not over, f"stream {stream_id} is open, and the answer is complete"
         assert 0 <= stream.receive_window <= frames.WINDOW_MAX, stream.receive_window
         assert stream.send_window <= frames.WINDOW_MAX, stream.send_window
         waits = bool(stream.queue) and stream.send_window > 0
         assert stream.scheduled or not waits, f"stream {stream_id} could send {stream.queue}, and is not in the round"
-    assert server._ended or 0 <= server._window <= server._window_full, server._window
-    assert 0 <= sender.window <= frames.WINDOW_MAX or server._ended, sender.window
-    assert len(server._rest) < frames.FRAME_BYTES_DEFAULT + frames.FRAME_HEADER_BYTES, len(server._rest)
-    assert len(server._recently_reset) <= server._recently_reset_max, len(server._recently_reset)
-    assert server._decoder._table._bytes <= TABLE_BYTES_DEFAULT, server._decoder._table._bytes
-    if server._block is not None and server._block.continuations and not server._ended:
-        held = len(server._block.data)
+    assert connection._ended or 0 <= connection._window <= connection._window_full, connection._window
+    assert 0 <= sender.window <= frames.WINDOW_MAX or connection._ended, sender.window
+    assert len(connection._rest) < frames.FRAME_BYTES_DEFAULT + frames.FRAME_HEADER_BYTES, len(connection._rest)
+    assert len(connection._recently_reset) <= connection._recently_reset_max, len(connection._recently_reset)
+    assert connection._decoder._table._bytes <= TABLE_BYTES_DEFAULT, connection._decoder._table._bytes
+    if connection._block is not None and connection._block.continuations and not connection._ended:
+        held = len(connection._block.data)
         assert held <= limits.header_list_bytes_max, f"{held} bytes of a header block"
-        assert server._block.continuations <= CONTINUATIONS_MAX, f"{server._block.continuations} frames"
-    if server._ended:
-        assert not server.streams, server.streams
+        assert connection._block.continuations <= CONTINUATIONS_MAX, f"{connection._block.continuations} frames"
+    if connection._ended:
+        assert not connection.streams, connection.streams
 
 
 class Reader:
-    """Reads what a server writes, as a client that believes nothing."""
+    """Reads what a connection writes, as a peer that believes nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, hello: bytes = b"") -> None:
+        self._hello = hello
+        """What comes before the first frame."""
         self._decoder = Decoder(1 << 20)
         self._heads: set[int] = set()
-        """Streams whose answer has begun."""
+        """Streams on which it has sent a head."""
         self._ended: set[int] = set()
-        """Streams that the server has ended or reset."""
+        """Streams that it has ended or reset."""
         self.data_bytes = 0
         """DATA on all streams."""
         self._last = frames.WINDOW_MAX
@@ -53,9 +57,11 @@ class Reader:
         self.goodbye: int | None = None
         """The code of a GOAWAY that ends the connection."""
 
-    def read(self, data: bytes, server: ServerConnection) -> None:
-        """Takes whole frames: a server writes no parts of one."""
-        position = 0
+    def read(self, data: bytes, connection: Connection) -> None:
+        """Takes whole frames: nobody writes parts of one."""
+        position = len(self._hello)
+        assert data.startswith(self._hello), data
+        self._hello = b""
         while position < len(data):
             assert self.goodbye is None, f"{data[position:].hex()} behind the last GOAWAY"
             upper, lower, kind, flags, stream_id = frames.FRAME_HEADER.unpack_from(data, position)
@@ -65,17 +71,19 @@ class Reader:
             payload = data[position : position + length]
             assert len(payload) == length, "a part of a frame"
             position += length
-            self._take(kind, flags, stream_id, payload, server)
+            self._take(kind, flags, stream_id, payload, connection)
 
-    def _take(self, kind: int, flags: int, stream_id: int, payload: bytes, server: ServerConnection) -> None:
+    def _take(self, kind: int, flags: int, stream_id: int, payload: bytes, connection: Connection) -> None:
         if kind in (frames.HEADERS, frames.DATA):
             assert stream_id not in self._ended, f"a frame of kind {kind} on stream {stream_id}, which is over"
         if kind in (frames.HEADERS, frames.DATA, frames.RST_STREAM, frames.WINDOW_UPDATE):
-            assert stream_id <= server._last_stream_id, f"a frame of kind {kind} on stream {stream_id}, which is idle"
+            assert stream_id <= connection._last_stream_id, (
+                f"a frame of kind {kind} on stream {stream_id}, which is idle"
+            )
         if kind == frames.HEADERS:
-            assert flags & frames.END_HEADERS, "no answer of ours is that long"
+            assert flags & frames.END_HEADERS, "no head of ours is that long"
             names = [name for name, _ in self._decoder.decode(payload).fields]
-            assert (b":status" in names) == (stream_id not in self._heads), f"{names} on stream {stream_id}"
+            self._take_head(stream_id, names)
             self._heads.add(stream_id)
         elif kind == frames.DATA:
             assert stream_id in self._heads, f"DATA before the head of stream {stream_id}"
@@ -89,3 +97,19 @@ class Reader:
             self._last, self.goodbye = last, code or None
         if kind in (frames.HEADERS, frames.DATA) and flags & frames.END_STREAM:
             self._ended.add(stream_id)
+
+    def _take_head(self, stream_id: int, names: list[bytes]) -> None:
+        """An answer's head, or its trailers."""
+        assert (b":status" in names) == (stream_id not in self._heads), f"{names} on stream {stream_id}"
+
+
+class RequestReader(Reader):
+    """Reads what a client writes."""
+
+    def __init__(self) -> None:
+        super().__init__(frames.PREFACE)
+
+    def _take_head(self, stream_id: int, names: list[bytes]) -> None:
+        assert b":method" in names, f"{names} on stream {stream_id}"
+        assert stream_id & 1, f"a client opened stream {stream_id}"
+        assert stream_id > max(self._heads, default=0), f"stream {stream_id} was opened after {max(self._heads)}"

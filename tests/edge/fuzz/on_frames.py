@@ -147,11 +147,17 @@ _PIECES: Final = (
     b"\x00\x01a\x03b\r\n",
     b"\xff\xff\xff\xff\xff\x0f",
 )
-_Frame = tuple[int, int, int, bytes]
+Frame = tuple[int, int, int, bytes]
 
 
-def mutate_frames(data: bytes, size_max: int, seed: int, raw: Callable[[bytes, int], bytes]) -> bytes:
-    """One to three changes of the frames in `data`; `raw` changes bytes regardless of their meaning."""
+def mutate_frames(
+    data: bytes,
+    size_max: int,
+    seed: int,
+    raw: Callable[[bytes, int], bytes],
+    new: Callable[[random.Random], list[Frame]] | None = None,
+) -> bytes:
+    """One to three changes of the frames in `data`; `raw` changes bytes regardless of their meaning, `new` makes others."""
     chance = random.Random(seed)
     if chance.random() < 0.15 or len(data) < _CIRCUMSTANCES:
         return raw(data, size_max)
@@ -160,12 +166,12 @@ def mutate_frames(data: bytes, size_max: int, seed: int, raw: Callable[[bytes, i
         circumstances = raw(circumstances, _CIRCUMSTANCES).ljust(_CIRCUMSTANCES, b"\0")
     preface, found, tail = taken_apart(body)
     for _ in range(chance.randrange(1, 4)):
-        _change(found, chance, raw)
+        _change(found, chance, raw, new or new_frames)
     mutated = circumstances + preface + b"".join(frames.frame(*each) for each in found) + tail
     return mutated[:size_max]
 
 
-def taken_apart(body: bytes) -> tuple[bytes, list[_Frame], bytes]:
+def taken_apart(body: bytes) -> tuple[bytes, list[Frame], bytes]:
     """The preface if there is one, whole frames, and what is left behind them."""
     preface = frames.PREFACE if body.startswith(frames.PREFACE) else b""
     position, found = len(preface), []
@@ -179,10 +185,15 @@ def taken_apart(body: bytes) -> tuple[bytes, list[_Frame], bytes]:
     return preface, found, body[position:]
 
 
-def _change(found: list[_Frame], chance: random.Random, raw: Callable[[bytes, int], bytes]) -> None:
+def _change(
+    found: list[Frame],
+    chance: random.Random,
+    raw: Callable[[bytes, int], bytes],
+    new: Callable[[random.Random], list[Frame]],
+) -> None:
     action = chance.randrange(10)
     if action < 4 or not found:
-        found[(place := chance.randrange(len(found) + 1)) : place] = _new_frames(chance)
+        found[(place := chance.randrange(len(found) + 1)) : place] = new(chance)
         return
     place = chance.randrange(len(found))
     kind, flags, stream_id, payload = found[place]
@@ -204,8 +215,8 @@ def _change(found: list[_Frame], chance: random.Random, raw: Callable[[bytes, in
         found[place] = (kind, flags, stream_id, raw(payload, len(payload) + 20) if payload else b"\0" * 8)
 
 
-def _new_frames(chance: random.Random) -> list[_Frame]:
-    """Something that a client may send, and mostly in the right form."""
+def new_frames(chance: random.Random) -> list[Frame]:
+    """Something that a peer may send, and mostly in the right form."""
     stream_id = chance.choice(_STREAMS[:6]) if chance.random() < 0.9 else chance.choice(_STREAMS)
     kind = chance.choice((frames.HEADERS, frames.DATA, *range(9), 0x20))
     end = chance.choice((0, frames.END_STREAM))

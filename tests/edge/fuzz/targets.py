@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from raftcache.wire.http2_frames import CONTINUATION, HEADERS, frame
+from tests.edge.fuzz.on_answers import SEEDS, mutate_answers, run_answers
 from tests.edge.fuzz.on_frames import mutate_frames, run_frames
 from tests.edge.fuzz.on_front import run_front
 from tests.edge.fuzz.on_grpc import run_grpc
@@ -38,6 +39,7 @@ TARGETS: Final = {
         ),
         mutate_frames,
     ),
+    "answers": Target(run_answers, 4_096, SEEDS, mutate_answers),
     "hpack": Target(
         run_hpack,
         1_024,
