@@ -20,7 +20,7 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 EXAMPLES_NODE := $(patsubst %/package.json,%/node_modules/.installed,$(wildcard examples/*/package.json))
 
-.PHONY: help setup versions test check lint format types contracts proto proto-drift demo bench sim zoo mutants jepsen jepsen-doctor fuzz clean
+.PHONY: help setup versions test check lint format types contracts proto proto-drift demo bench bench-sizes soak sim zoo mutants jepsen jepsen-doctor fuzz clean
 
 help:
 	@echo "make setup        create $(VENV) and install what the project needs"
@@ -33,6 +33,8 @@ help:
 	@echo "make proto        generate the protobuf code; make proto-drift checks that it is up to date"
 	@echo "make demo         a cluster on this machine, a killed leader, no lost write"
 	@echo "make bench        benchmarks"
+	@echo "make bench-sizes  throughput and latency as the data grows: a quarter of an hour"
+	@echo "make soak         half an hour of mixed load: do memory and latency stay flat?"
 	@echo "make sim          the deterministic simulation: whole clusters, thousands of faults, replayable"
 	@echo "make zoo          is each deliberate bug caught, by what, and how soon?"
 	@echo "make mutants      200 small changes of raft/, kv/ and storage/: does a test or the simulator notice?"
@@ -123,8 +125,16 @@ proto-drift: setup
 demo: setup
 	$(BIN)/python examples/demo.py
 
+# make bench                          all parts but the long ones, three runs; BENCH_ARGS="--runs 5 --only one-key" passes arguments on
 bench: setup
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+bench-sizes: setup
+	$(BIN)/python benchmarks/run.py --only sizes
+
+# make soak MINUTES=30
+soak: setup
+	$(BIN)/python benchmarks/run.py --only soak --minutes $(or $(MINUTES),30)
 
 # make sim                            one minute of fresh seeds;  make sim MINUTES=60  for long runs
 # make sim SEED=1234 [LANES=1]        replays one seed; FAULTS=3,17 and CALM=name=value,... as a failure prints them

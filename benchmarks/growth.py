@@ -98,12 +98,13 @@ def _fill(system: System, step: Step, first: int, deadline: float) -> None:
     operations = max(1, min(BATCH_OPERATIONS_MAX, BATCH_BYTES_MAX // step.value_bytes))
     chunk = max(operations, min(CHUNK_KEYS, CHUNK_BYTES // step.value_bytes))
     for start in range(first, step.keys, chunk):
-        fill(system, keys_of(min(chunk, step.keys - start), start), operations=operations, value=value)
+        count = min(chunk, step.keys - start)
+        fill(system, keys_of(count, start), operations=operations, value=value)
         taken = max(sum((memory.anonymous, memory.file)) for memory in map(usage.memory, system.processes().values()))
         if taken > NODE_BYTES_MAX:
-            raise TooMuch(f"a node took {taken / 1e9:.1f} GB after {start + chunk:,} keys")
+            raise TooMuch(f"a node took {taken / 1e9:.1f} GB after {start + count:,} keys")
         if time.monotonic() > deadline:
-            raise TooMuch(f"the time was over after {start + chunk:,} keys")
+            raise TooMuch(f"the time was over after {start + count:,} keys")
 
 
 def _measure(system: System, plan: Plan, step: Step) -> None:

@@ -1,5 +1,6 @@
 """One measurement: what a load achieved, what it cost, and whether it was what it claims to be."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -86,8 +87,10 @@ class Watch:
         self._processes = {name: processes[name] for name in [*first, *sorted(processes.keys() - {leader})]}
         self._cpu: dict[str, float] = {}
         self._busy = 0.0
+        self._began = 0.0
 
     def begin(self) -> None:
+        self._began = time.monotonic()
         self._busy = usage.busy_seconds()
         self._cpu = {name: usage.cpu_seconds(pid) for name, pid in self._processes.items()}
 
@@ -97,8 +100,9 @@ class Watch:
         busy = usage.busy_seconds() - self._busy
         measurement.cpu_seconds = {name: round(spent, 3) for name, spent in cpu.items()}
         others = busy - sum(cpu.values()) - measurement.generator_cpu_seconds
-        if measurement.seconds:
-            measurement.others_cpu_share = round(max(0.0, others / measurement.seconds / processors), 3)
+        # Not the load's own seconds: connecting and parting belong to what was watched.
+        watched = time.monotonic() - self._began
+        measurement.others_cpu_share = round(max(0.0, others / watched / processors), 3)
         measurement.take_memory(self._processes)
 
 

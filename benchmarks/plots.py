@@ -17,6 +17,9 @@ COLOURS = {"raftcache": "#1f6fb4", PEER: "#d1495b"}
 OTHER_COLOURS = ("#1f6fb4", "#d1495b", "#3a7d44", "#8a5fbf")
 DASHES = {"p50": "2 3", "p99": "", "p99.9": "8 4", "put": "", "get": "6 4"}
 STEPS = (1, 2, 5)
+LOG_STEPS = ((1,), STEPS, (1, 1.5, 2, 3, 4, 5, 7))
+"""Within a decade: as few as give `TICKS_MIN`."""
+TICKS_MIN = 4
 MIB = 1 << 20
 
 Point = tuple[float, float]
@@ -48,17 +51,20 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        """Round numbers: 1, 2 and 5 times powers of ten where logarithmic and few decades, else equal steps."""
+        """Round numbers: on a logarithmic axis within decades, else equal steps."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            steps = STEPS if len(decades) <= 5 else STEPS[:1]
-            found = [step * 10.0**decade for decade in decades for step in steps]
-        else:
-            rough = (self.high - self.low) / 6
-            power = 10.0 ** math.floor(math.log10(rough))
-            step = next(step * power for step in (*STEPS, 10) if step * power >= rough)
-            found = [step * number for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
-        return [tick for tick in found if self.low * (1 - 1e-9) <= tick <= self.high * (1 + 1e-9)]
+            choices = [self._within(step * 10.0**decade for decade in decades for step in steps) for steps in LOG_STEPS]
+            return next((found for found in choices if len(found) >= TICKS_MIN), choices[-1])
+        rough = (self.high - self.low) / 6
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(step * power for step in (*STEPS, 10) if step * power >= rough * (1 - 1e-9))
+        return self._within(
+            step * number for number in range(math.floor(self.low / step), math.ceil(self.high / step) + 1)
+        )
+
+    def _within(self, ticks: Iterable[float]) -> list[float]:
+        return [tick for tick in ticks if self.low * (1 - 1e-9) <= tick <= self.high * (1 + 1e-9)]
 
 
 def axis(label: str, values: Iterable[float], *, log: bool) -> Axis:
@@ -163,11 +169,7 @@ def _openloop(summaries: Sequence[Summary]) -> dict[str, str]:
                 DASHES[name],
             )
             for system in COLOURS
-            for name, figure in (
-                ("p50", _p50),
-                ("p99", _p99),
-                ("p99.9", _p999),
-            )
+            for name, figure in (("p50", _p50), ("p99", _p99), ("p99.9", _p999))
         ]
         if mine:
             found[f"openloop-{operation}"] = chart(

@@ -45,12 +45,9 @@ def requests(count: int) -> Iterator[tuple[int, bytes]]:
 def test_a_closed_loop_ends_with_its_requests(address: str) -> None:
     """All of them are answered and timed."""
     result = run_unary([address], ECHO, requests(50), outstanding=8, seconds=60.0, keep_answers=3)
-    assert (50, 0, 50, [b"0", b"1", b"2"]) == (
-        result.succeeded,
-        result.failed,
-        len(result.latencies_ns),
-        sorted(result.answers),
-    )
+    assert (50, 0, 50) == (result.succeeded, result.failed, len(result.latencies_ns))
+    assert 3 == len(result.answers)
+    assert set(result.answers) < {b"%d" % number for number in range(50)}
 
 
 def test_loads_beside_each_other_are_told_apart(address: str) -> None:

@@ -36,8 +36,10 @@ def test_larger_values_stand_higher_and_further_right() -> None:
 
 
 def test_ticks_are_round_numbers_within() -> None:
-    """1, 2 and 5 on a logarithmic axis; equal steps on another."""
+    """Powers of ten on a logarithmic axis, and numbers between where these are few; equal steps on another."""
+    assert [1, 10, 100, 1000] == pytest.approx(axis("", [1, 1000], log=True).ticks())
     assert [1, 2, 5, 10, 20] == pytest.approx(axis("", [1, 20], log=True).ticks())
+    assert [2, 3, 4] == pytest.approx(axis("", [2, 4], log=True).ticks())
     assert [0, 10, 20, 30, 40, 50] == pytest.approx(axis("", [3, 50], log=False).ticks())
     assert ["0.5", "20", "5k", "2M"] == [plots.short(number) for number in (0.5, 20, 5000, 2e6)]
 
