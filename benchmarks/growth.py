@@ -29,6 +29,8 @@ PEER_VALUE_BYTES_MAX = 16 << 10
 NODE_BYTES_MAX = 3_000_000_000
 SECONDS_MAX = 840.0
 """Of the whole part, starts and stops apart."""
+FILL_SECONDS_MAX = 260.0
+"""Of writing one step, so that one which is slow leaves time for the others."""
 BATCH_BYTES_MAX = MIB
 BATCH_OPERATIONS_MAX = 100
 CHUNK_BYTES = 32 * MIB
@@ -82,7 +84,7 @@ def measure(
             try:
                 # Larger values replace the smaller ones; of values of the same size, more are added.
                 first = filled.keys if filled.value_bytes == step.value_bytes else 0
-                _fill(system, step, first, deadline)
+                _fill(system, step, first, min(deadline, time.monotonic() + FILL_SECONDS_MAX))
                 filled = step
                 _measure(system, plan, step)
             except TooMuch as error:

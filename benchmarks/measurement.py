@@ -10,6 +10,8 @@ from benchmarks.figures import median_of, percentile, ratio, spread
 
 PEER = "etcd"
 """The system that others are compared with."""
+PLAIN = "raftcache"
+"""Ours as it comes: one shard, asked directly. Other ways to run it have longer names, and are compared with it."""
 
 STUBS = "stubs"
 """The generator that the Python client is compared with: gRPC's own, with the generated stubs."""
@@ -128,6 +130,8 @@ class Summary:
     """Of processor time per operation, all nodes together."""
     memory_ratio: float | None
     """Of anonymous memory, each the largest node's."""
+    plain_ratio: float | None
+    """Operations per second to those of `PLAIN`, where this is another way to run it."""
     cores: list[float]
     """Processors used by each node, the leader first."""
     cpu_us: float
@@ -145,24 +149,31 @@ def summarise(measurements: list[Measurement]) -> list[Summary]:
 
     Ratios compare within one run only.
     """
-    peers = {(m.load, m.generator, m.outstanding, m.run): m for m in measurements if m.system == PEER}
+    bases = {
+        (m.load, m.generator, m.outstanding, m.run, m.system): m for m in measurements if m.system in (PEER, PLAIN)
+    }
     groups: dict[tuple[str, str, int], dict[str, list[Measurement]]] = {}
     for measurement in measurements:
         key = (measurement.load, measurement.generator, measurement.outstanding)
         groups.setdefault(key, {}).setdefault(measurement.system, []).append(measurement)
     return [
-        _summary((*key, system), runs, peers)
+        _summary((*key, system), runs, bases)
         for key, systems in groups.items()
         for system, runs in sorted(systems.items(), key=lambda item: (item[0] == PEER, item[0]))
     ]
 
 
 def _summary(
-    key: tuple[str, str, int, str], runs: list[Measurement], peers: dict[tuple[str, str, int, int], Measurement]
+    key: tuple[str, str, int, str], runs: list[Measurement], bases: dict[tuple[str, str, int, int, str], Measurement]
 ) -> Summary:
     load, generator, outstanding, system = key
-    found = ((run, peers.get((load, generator, outstanding, run.run))) for run in runs if system != PEER)
-    pairs = [(run, peer) for run, peer in found if peer is not None]
+
+    def beside(base: str) -> list[tuple[Measurement, Measurement]]:
+        found = ((run, bases.get((load, generator, outstanding, run.run, base))) for run in runs if system != base)
+        return [(run, other) for run, other in found if other is not None]
+
+    pairs = beside(PEER)
+    plain = beside(PLAIN) if system != PEER else []
     cores = [[spent / run.seconds for spent in run.cpu_seconds.values()] for run in runs if run.seconds]
     names = {name for run in runs for name in run.details}
     return Summary(
@@ -180,6 +191,7 @@ def _summary(
         p99_ratio=_median_ratio((run.p99_us, peer.p99_us) for run, peer in pairs),
         cpu_ratio=_median_ratio((run.cpu_us, peer.cpu_us) for run, peer in pairs),
         memory_ratio=_median_ratio((run.anonymous_bytes_max, peer.anonymous_bytes_max) for run, peer in pairs),
+        plain_ratio=_median_ratio((run.operations_per_second, other.operations_per_second) for run, other in plain),
         cores=[median_of(column) for column in zip(*cores, strict=False)],
         cpu_us=median_of(run.cpu_us for run in runs),
         anonymous_bytes=int(median_of(run.anonymous_bytes_max for run in runs)),

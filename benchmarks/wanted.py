@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from benchmarks.figures import median_of
 from benchmarks.footprint import PUTS_LOAD, PUTS_OUTSTANDING
 from benchmarks.lag import NodeLag
-from benchmarks.measurement import OURS, STUBS, Summary
+from benchmarks.measurement import OURS, PLAIN, STUBS, Summary
 
 MIB = 1 << 20
 
@@ -148,7 +148,7 @@ def _ratios(summaries: Sequence[Summary], front: str) -> list[Verdict]:
     for wanted in RATIOS_WANTED[front]:
         words, figure = FIGURES[wanted.figure]
         for each in summaries:
-            if (each.load, each.outstanding, each.system) == (wanted.load, wanted.outstanding, "raftcache"):
+            if (each.load, each.outstanding, each.system) == (wanted.load, wanted.outstanding, PLAIN):
                 measured = figure(each)
                 if measured is not None:
                     what = f"{each.load} at {each.outstanding} ({each.generator}), {words}"
@@ -158,18 +158,14 @@ def _ratios(summaries: Sequence[Summary], front: str) -> list[Verdict]:
 
 def _within(summaries: Sequence[Summary]) -> list[Verdict]:
     """What is compared with our own nodes: many shards with one, a node that passes calls on with the leader."""
-    wanted = {f"raftcache, {shards} shards": ratio for shards, ratio in SHARDS_RATIOS_MIN.items()}
-    wanted["raftcache, one hop"] = HOP_RATIO_MIN
+    wanted = {f"{PLAIN}, {shards} shards": (ratio, "those of one") for shards, ratio in SHARDS_RATIOS_MIN.items()}
+    wanted[f"{PLAIN}, one hop"] = (HOP_RATIO_MIN, "the leader's")
     found = []
-    plain = {(each.load, each.outstanding): each for each in summaries if each.system == "raftcache"}
     for each in summaries:
-        base = plain.get((each.load, each.outstanding))
-        if each.system in wanted and base is not None and base.operations_per_second:
-            share = each.operations_per_second / base.operations_per_second
-            other = "those of one" if each.system.endswith(" shards") else "the leader's"
+        if each.system in wanted and each.plain_ratio is not None:
+            floor, other = wanted[each.system]
             what = f"{each.load} at {each.outstanding}: {each.system}, times {other}"
-            floor = wanted[each.system]
-            found.append(Verdict(what, f">= {floor:g}", f"{share:.2f}", share >= floor))
+            found.append(Verdict(what, f">= {floor:g}", f"{each.plain_ratio:.2f}", each.plain_ratio >= floor))
     return found
 
 
@@ -234,21 +230,17 @@ def _lag(nodes: Mapping[str, NodeLag]) -> list[Verdict]:
     if not nodes:
         return []
     worst = max(nodes.values(), key=lambda node: node.below)
-    probes, checkpoints = (
-        min(node.probes for node in nodes.values()),
-        min(node.checkpoints for node in nodes.values()),
-    )
+    probes = min(node.probes for node in nodes.values())
+    checkpoints = min(node.checkpoints for node in nodes.values())
+    lacking = ""
     if not checkpoints:
-        measured = "not shown: not every node took a checkpoint meanwhile"
+        lacking = ": not shown, not every node took a checkpoint meanwhile"
     elif probes < LAG_PROBES_MIN:
-        measured = f"not shown: {probes} probes are too few"
-    else:
-        measured = (
-            f"{worst.above * 1000:g} to {worst.below * 1000:g} ({probes:,} probes, {checkpoints} checkpoints a node)"
-        )
-    shown = not measured.startswith("not shown")
+        lacking = ": not shown, the probes are too few"
+    found = f"{worst.above * 1000:g} to {worst.below * 1000:g}"
+    measured = f"{found} ({probes:,} probes, {checkpoints} checkpoints a node){lacking}"
     what = "put at 256: lag of the worst node's event loop while checkpoints are taken, p99.9, ms"
-    met = shown and worst.below <= LAG_SECONDS_MAX
+    met = not lacking and worst.below <= LAG_SECONDS_MAX
     return [Verdict(what, f"<= {LAG_SECONDS_MAX * 1000:g}", measured, met)]
 
 
