@@ -16,6 +16,11 @@ LEFT, RIGHT, TOP, BOTTOM = 80, 200, 50, 60
 COLOURS = {"raftcache": "#1f6fb4", PEER: "#d1495b"}
 OTHER_COLOURS = ("#1f6fb4", "#d1495b", "#3a7d44", "#8a5fbf")
 DASHES = {"p50": "2 3", "p99": "", "p99.9": "8 4", "put": "", "get": "6 4"}
+LATENCIES_MS: dict[str, Callable[[Summary], float]] = {
+    "p50": lambda each: each.p50_us / 1000,
+    "p99": lambda each: each.p99_us / 1000,
+    "p99.9": lambda each: each.p999_us / 1000,
+}
 STEPS = (1, 2, 5)
 LOG_STEPS = ((1,), STEPS, (1, 1.5, 2, 3, 4, 5, 7))
 """Within a decade: as few as give `TICKS_MIN`."""
@@ -164,12 +169,12 @@ def _openloop(summaries: Sequence[Summary]) -> dict[str, str]:
         lines = [
             Line(
                 f"{system} {name}",
-                [(each.details["offered"], figure(each) / 1000) for each in mine if each.system == system],
+                [(each.details["offered"], figure(each)) for each in mine if each.system == system],
                 COLOURS[system],
                 DASHES[name],
             )
             for system in COLOURS
-            for name, figure in (("p50", _p50), ("p99", _p99), ("p99.9", _p999))
+            for name, figure in LATENCIES_MS.items()
         ]
         if mine:
             found[f"openloop-{operation}"] = chart(
@@ -181,22 +186,6 @@ def _openloop(summaries: Sequence[Summary]) -> dict[str, str]:
     return found
 
 
-def _p50(summary: Summary) -> float:
-    return summary.p50_us
-
-
-def _p99(summary: Summary) -> float:
-    return summary.p99_us
-
-
-def _p999(summary: Summary) -> float:
-    return summary.p999_us
-
-
-def _rate(summary: Summary) -> float:
-    return summary.operations_per_second
-
-
 def _sizes(summaries: Sequence[Summary]) -> dict[str, str]:
     sized = [each for each in summaries if "value_bytes" in each.details]
     by_keys = [each for each in sized if each.details["value_bytes"] == KEY_VALUE_BYTES]
@@ -206,7 +195,10 @@ def _sizes(summaries: Sequence[Summary]) -> dict[str, str]:
         ("keys", by_keys, "keys", f"keys, of {KEY_VALUE_BYTES} bytes each"),
         ("values", by_values, "value_bytes", f"bytes of a value, {VALUE_KEYS:,} keys"),
     ):
-        for what, figure, unit in (("throughput", _rate, "calls a second"), ("p99", _p99, "us")):
+        for what, figure, unit in (
+            ("throughput", lambda each: each.operations_per_second, "calls a second"),
+            ("p99", LATENCIES_MS["p99"], "ms"),
+        ):
             if some:
                 lines = _by_system(some, across, figure)
                 found[f"sizes-{name}-{what}"] = chart(f"{what} as the data grows, 64 outstanding", label, unit, lines)

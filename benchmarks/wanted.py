@@ -60,20 +60,24 @@ class RatioWanted:
         )
 
 
-Levels = tuple[int, float] | tuple[int, float, float]
+Level = tuple[int, float, float | None]
 """Outstanding requests, floor, and aim where there is one."""
 
 
-def _unary(operation: str, *levels: Levels, figure: str = "ops") -> tuple[RatioWanted, ...]:
+def _unary(operation: str, *levels: Level, figure: str = "ops") -> tuple[RatioWanted, ...]:
     return tuple(
-        RatioWanted(f"{operation}, {keys}", outstanding, *bounds, figure=figure)
+        RatioWanted(f"{operation}, {keys}", outstanding, floor, aim, figure)
         for keys in ("one key", "100,000 keys")
-        for outstanding, *bounds in levels
+        for outstanding, floor, aim in levels
     )
 
 
 RATIOS_WANTED = {
-    "grpcio": (*_unary("put", (64, 0.2)), *_unary("get", (64, 0.3)), RatioWanted("batches of 100 puts", 16, 2.0)),
+    "grpcio": (
+        *_unary("put", (64, 0.2, None)),
+        *_unary("get", (64, 0.3, None)),
+        RatioWanted("batches of 100 puts", 16, 2.0),
+    ),
     "fast": (
         *_unary("put", (1, 1.2, 1.5), (64, 2.0, 3.0), (256, 2.5, 4.0)),
         *_unary("get", (1, 2.0, 3.0), (64, 4.0, 7.0), (256, 5.0, 9.0)),

@@ -29,7 +29,10 @@ def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
 def address() -> Iterator[str]:
     """A server that answers with what it was asked, or refuses."""
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=2))
-    methods = {"Echo": grpc.unary_unary_rpc_method_handler(echo), "Refuse": grpc.unary_unary_rpc_method_handler(refuse)}
+    methods: dict[str, grpc.RpcMethodHandler] = {
+        "Echo": grpc.unary_unary_rpc_method_handler(echo),
+        "Refuse": grpc.unary_unary_rpc_method_handler(refuse),
+    }
     server.add_registered_method_handlers("test.Echo", methods)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", methods),))
     port = server.add_insecure_port("127.0.0.1:0")
