@@ -14,7 +14,8 @@ from benchmarks.growth import NODE_BYTES_MAX, Step, feasible
 from benchmarks.lag import CHECKPOINTS, LAG, NodeLag, lag_between
 from benchmarks.measurement import OURS, STUBS, Measurement, summarise
 from benchmarks.report import client_table, verdict_table
-from benchmarks.wanted import Absolute, Verdict, verdicts
+from benchmarks.wanted import LAG_SECONDS_MAX, Absolute, Verdict, verdicts
+from raftcache.telemetry import names
 
 CLIENTS = {STUBS: 100, OURS: 250, "raftcache + grpcio": 80}
 """Calls a second."""
@@ -92,6 +93,12 @@ def test_lag_of_an_event_loop_is_what_was_noted_between_two_scrapes() -> None:
     beyond = lags(by_4_ms=998, by_5_ms=998, by_8_ms=1050, checkpoints=5)
     assert (0.005, 0.008) == prometheus.percentile_between(before, beyond, LAG, 0.999)
     assert (0.0, 0.0) == prometheus.percentile_between(before, before, LAG, 0.999)
+
+
+def test_the_limit_of_the_lag_can_be_told_from_the_metric() -> None:
+    """A bucket of the node's histogram ends at it; the names are those that a node has."""
+    assert LAG_SECONDS_MAX in names.LOOP_LAG.buckets
+    assert (names.LOOP_LAG.name, f'{names.CHECKPOINTS.name}{{outcome="ok"}}') == (LAG, CHECKPOINTS)
 
 
 def test_files_of_a_directory_are_counted_by_the_blocks_that_they_take(tmp_path: Path) -> None:

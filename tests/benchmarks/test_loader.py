@@ -29,7 +29,7 @@ def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
 def address() -> Iterator[str]:
     """A server that answers with what it was asked, or refuses."""
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=2))
-    methods: dict[str, grpc.RpcMethodHandler] = {
+    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
         "Refuse": grpc.unary_unary_rpc_method_handler(refuse),
     }
