@@ -27,6 +27,8 @@ STARTS_PROCESSES = (
     "tests/benchmarks",
     "jepsen-style/tests",
 )
+STARTS_NONE = ("jepsen-style/tests/checkers",)
+"""Below the others, and pure: the other worker's."""
 
 
 # The workers read the groups in a hook of the same name, and come first in all but wrappers.
@@ -44,4 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _starts_processes(item: pytest.Item) -> bool:
-    return item.path.is_relative_to(TOP) and item.path.relative_to(TOP).as_posix().startswith(STARTS_PROCESSES)
+    if not item.path.is_relative_to(TOP):
+        return False
+    path = item.path.relative_to(TOP).as_posix()
+    return path.startswith(STARTS_PROCESSES) and not path.startswith(STARTS_NONE)
