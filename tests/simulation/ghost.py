@@ -341,7 +341,8 @@ class Ghost:
         return floor
 
     def _survives(self, replica: ReplicaId, index: Index, term: int) -> bool:
-        """Whether the replica, wherever it is, has the entry of this term on its platter."""
+        """Whether the replica, wherever it is, has the entry of this term on its platter; or had, before a bit flipped in the
+        one log that may be damaged: its node answers no more, so nobody is elected who lacks what it acknowledged."""
         for node in self._world.nodes.values():
             engine, wal = node.engine, self.wal_of(node)
             if wal is not None and replica in wal.replicas():
@@ -349,7 +350,10 @@ class Ghost:
                 if index <= log.start_index:
                     return True
                 return log.term(index) == term and (engine is None or entry_survives(node.disk, wal, replica, index))
-        return False
+        if not any(node.flipped_segment >= 0 and self.wal_of(node) is None for node in self._world.nodes.values()):
+            return False
+        promises = self._promises.get(replica)
+        return promises is not None and promises.acknowledged.get(term, 0) >= index
 
     # --- Ends and starts ----------------------------------------------------------------------------------------------
 

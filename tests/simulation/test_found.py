@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from raftcache.ids import NodeId
+from raftcache.ids import Index, NodeId
 from raftcache.node.settings import MS, EngineSettings
 from tests.simulation.clients import Client
 from tests.simulation.plan import Plan, draw_plan
@@ -46,3 +46,23 @@ def test_a_backlog_is_applied_without_waiting_for_ticks() -> None:
     for replica in victim.engine.replicas.values():
         assert replica.raft.applied == replica.raft.commit, f"shard {replica.shard}"
     assert max(replica.raft.commit for replica in victim.engine.replicas.values()) > 100
+
+
+def test_what_a_node_acknowledged_counts_after_its_log_was_damaged() -> None:
+    """A leader that hears of it later commits with it, and is right: the copy was durable, and its node never votes again."""
+    world = World(1, calm_plan(EngineSettings()))
+    world.start()
+    client = Client(world, 0)
+    client.start()
+    world.run_until(3_000 * MS)
+    client.stopped = True
+    world.run_until(4_000 * MS)
+    victim = next(node for node in world.nodes.values() if node.engine is not None and not node.engine.leaders())
+    assert victim.engine is not None
+    raft = next(replica.raft for replica in victim.engine.replicas.values() if replica.raft.commit > 10)
+    victim.end("a power cut", "cut", 60_000)
+    world.ghost._left.pop(victim.node)
+    assert not world.ghost._survives(raft.id, raft.commit, raft.term), "nobody damaged anything: it is lost"
+    victim.flipped_segment = 1
+    assert world.ghost._survives(raft.id, raft.commit, raft.term)
+    assert not world.ghost._survives(raft.id, Index(raft.last_index + 1), raft.term)
