@@ -13,13 +13,14 @@ Rules of this file:
 """
 
 from collections import deque
+from dataclasses import replace
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from raftcache.client.errors import AmbiguousResult, ClientClosed, ConditionFailed
 from raftcache.client.failure import Failure, failure_of_detail
 from raftcache.client.ops import Operation, fill_operation
 from raftcache.clock import NS_PER_SECOND, Clock
-from raftcache.errors import RaftCacheError, Unavailable
+from raftcache.errors import BatchTooLarge, RaftCacheError, Unavailable
 from raftcache.v1 import kv_pb2
 
 REQUEST_OPERATIONS_MAX = 250
@@ -151,6 +152,9 @@ class StreamState(Generic[F]):
                 definite=False,
                 again=False,
             )
+        elif isinstance(failure.error, BatchTooLarge) and len(self._in_flight) > 1:
+            # One message was refused, nobody says which; those before it may have been carried out.
+            failure = replace(failure, definite=False)
         if self.broken is None:
             self.broken = failure.error
         settled = [self._failed(item, failure) for sent in self._in_flight.values() for item in sent.items]

@@ -12,7 +12,7 @@ from raftcache.client.ops import Operation
 from raftcache.client.results import PutResult
 from raftcache.client.stream import GRACE_SECONDS, REQUEST_BYTES_MAX, REQUEST_OPERATIONS_MAX, Settled, StreamState
 from raftcache.clock import ManualClock
-from raftcache.errors import KeyTooLong, OutcomeUnknown, RaftCacheError, Unavailable
+from raftcache.errors import BatchTooLarge, KeyTooLong, OutcomeUnknown, RaftCacheError, Unavailable
 from raftcache.v1 import kv_pb2
 
 AnyFuture = Future[Any]
@@ -137,6 +137,27 @@ def test_a_stream_that_ends_with_our_own_status_left_nothing_behind(state: Strea
     sent(state)
     apply(state.on_end(broken(Unavailable("stopping"), definite=True)))
     assert isinstance(futures[0].exception(), Unavailable)
+
+
+def test_a_message_that_is_too_large_says_nothing_of_those_before_it(state: StreamState[AnyFuture]) -> None:
+    """The node ends the whole stream for it: only where it was alone under way is it known to be the one."""
+    before = enqueue(state, ops.put("a", b"1"))
+    sent(state)
+    large = enqueue(state, ops.put("b", b"2"))
+    sent(state)
+    apply(state.on_end(broken(BatchTooLarge("too large"), definite=True)))
+    assert [AmbiguousResult] * 2 == [type(future.exception()) for future in (*before, *large)]
+
+
+def test_a_message_that_is_too_large_and_alone_had_no_effect(state: StreamState[AnyFuture]) -> None:
+    """All before it was answered, so it is the one that was refused."""
+    answered = enqueue(state, ops.put("a", b"1"))
+    apply(state.on_response(puts_ok(sent(state))))
+    large = enqueue(state, ops.put("b", b"2"))
+    sent(state)
+    apply(state.on_end(broken(BatchTooLarge("too large"), definite=True)))
+    assert answered[0].exception() is None
+    assert isinstance(large[0].exception(), BatchTooLarge)
 
 
 def test_a_stream_that_ends_well_too_early_is_ambiguous(state: StreamState[AnyFuture]) -> None:
