@@ -101,11 +101,12 @@ class FastCall:
 
     def status(self, trailers: HeaderList) -> Refusal | None:
         """How the call ended; None: well."""
-        if trailers.meaning is _OK:
+        head = self.head
+        assert head is not None, "the head of a reply comes first"
+        if trailers.meaning is _OK and head.refusal is None:
             return None
-        assert self.head is not None, "the head of a reply comes first"
-        refusal = status_of(trailers.fields, self.head)
-        if refusal is None:
+        refusal = status_of(trailers.fields, head)
+        if refusal is None and trailers.meaning is None:  # where a head is all there is, its meaning is that of a head
             trailers.meaning = _OK
         return refusal
 

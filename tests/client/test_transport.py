@@ -455,6 +455,31 @@ async def test_whatever_is_answered_has_a_meaning(
         assert says in failure.error.message
 
 
+async def test_a_head_that_is_all_there_is_may_come_again() -> None:
+    """The connection keeps what equal header blocks mean: as the end of a reply that has nothing else it is still a head."""
+    async with both(replies(HEAD + OK_TRAILERS)) as pair:
+        for _ in range(4):
+            failure = await pair.ask()
+            assert WHO_KNOWS == outcome(failure)
+            assert "exactly one message" in failure.error.message
+        assert 1 == len(pair.node.peers)
+
+
+async def test_good_trailers_mend_no_bad_head() -> None:
+    """Also where they have ended a good answer before."""
+    heads = [HEAD, HEAD, HEAD, ((b":status", b"500"),)]
+
+    def on_complete(peer: Peer, event: HeadersReceived | DataReceived) -> None:
+        replies(heads.pop(0), framed(OK_BODY), OK_TRAILERS)(peer, event)
+
+    async with both(on_complete) as pair:
+        for _ in range(3):
+            assert OK_BODY == await pair.ask()
+        failure = await pair.ask()
+        assert WHO_KNOWS == outcome(failure)
+        assert "HTTP status 500" in failure.error.message
+
+
 async def test_answers_may_be_compressed() -> None:
     """Nobody is asked to, but some proxies do."""
     packed = gzip.compress(b"answer" * 100)
