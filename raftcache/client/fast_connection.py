@@ -89,6 +89,8 @@ class FastConnection(asyncio.Protocol):
         stream.call = call
         call.connection, call.stream = self, stream
         call.send(self, stream)
+        if self.http2.leaving:
+            self.channel.on_leaving(self)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self.flush)

@@ -71,12 +71,12 @@ class ClientConnection(Connection):
         self._blocks = (b"", b"")
         """The last two header blocks that were read."""
         self.leaving = False
-        """The server has said goodbye: no new streams."""
+        """No new streams: the server has said goodbye, or ids have come to their end."""
 
     @property
     def room(self) -> int:
         """How many streams may be opened now."""
-        if self.leaving or self._ended or self._last_stream_id >= STREAM_ID_MAX - 1:
+        if self.leaving or self._ended:
             return 0
         return self.peer_streams_max - len(self.streams)
 
@@ -92,6 +92,7 @@ class ClientConnection(Connection):
         stream = self.streams[stream_id] = Stream(
             stream_id, self.sender.initial_window, self._limits.stream_window, False
         )
+        self.leaving = stream_id == STREAM_ID_MAX
         return stream
 
     def _on_frames(self, data: bytes, position: int) -> int:

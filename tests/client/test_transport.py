@@ -34,6 +34,7 @@ from raftcache.wire import http2_frames as frames
 from raftcache.wire.grpc_wire import OK_TRAILERS, RESPONSE_HEAD, Refusal, framed, trailers_of
 from raftcache.wire.hpack import Fields
 from raftcache.wire.http2 import Http2Limits
+from raftcache.wire.http2_client import STREAM_ID_MAX
 from raftcache.wire.http2_errors import CANCEL, INTERNAL_ERROR, REFUSED_STREAM
 from raftcache.wire.http2_stream import DataReceived, HeadersReceived, Stream
 from tests.client.wire_node import OK_BODY, On, Peer, WireNode, answering, silent, until, when_complete, wire_node
@@ -318,6 +319,20 @@ async def test_a_connection_that_was_said_goodbye_is_closed_with_its_last_call()
         assert OK_BODY == await asking
         assert peer.transport is not None
         await until(peer.transport.is_closing)
+
+
+async def test_a_connection_whose_stream_ids_are_used_up_makes_way_for_another() -> None:
+    """Ids only grow, up to 2**31-1: what comes after that goes over a new connection, as often as it takes."""
+    async with both() as pair:
+        for number in range(CONNECTIONS_MAX + 2):
+            assert OK_BODY == await pair.ask()
+            assert number + 1 == len(pair.node.peers)
+            assert pair.transport._channels is not None
+            (connection,) = pair.transport._channels._channels[pair.node.endpoint]._connections
+            connection.http2._last_stream_id = STREAM_ID_MAX - 2
+            assert OK_BODY == await pair.ask()
+            assert connection not in connection.channel._connections
+            await until(connection.gone.done)
 
 
 async def test_who_says_goodbye_at_once_was_never_asked() -> None:
