@@ -126,6 +126,10 @@ class _LoopThread:
         self._inbox: deque[SyncCall] = deque()
         self._woken = False
         """The loop will look into the inbox."""
+        self._awaited: set[concurrent.futures.Future[Any]] = set()
+        """What threads wait for in `run`."""
+        self._stopped = False
+        """The loop runs no more, even where it still takes callbacks."""
         self._closing: asyncio.Task[None] | None = None
         self._thread = Thread(target=self._run, name="raftcache-client", daemon=True)
         self._thread.start()
@@ -153,7 +157,15 @@ class _LoopThread:
         except RuntimeError:
             coroutine.close()
             raise ClientClosed("the client is closed") from None
-        return future.result()
+        self._awaited.add(future)
+        try:
+            if self._stopped:
+                future.cancel()
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise ClientClosed("the client is closed") from None
+        finally:
+            self._awaited.discard(future)
 
     def close(self) -> None:
         """Ends calls, connections, loop and thread."""
@@ -169,11 +181,10 @@ class _LoopThread:
 
     def _on_close(self) -> None:
         if self._closing is None:
-            self._closing = self.loop.create_task(self._close(), name="raftcache-close")
+            self._closing = self.loop.create_task(self.channels.close(), name="raftcache-close")
             self._closing.add_done_callback(lambda _: self.loop.stop())
 
-    async def _close(self) -> None:
-        await self.channels.close()
+    async def _end_tasks(self) -> None:
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in others:
             task.cancel()
@@ -196,7 +207,11 @@ class _LoopThread:
     def _run(self) -> None:
         try:
             self.loop.run_forever()
+            self.loop.run_until_complete(self._end_tasks())
         finally:
+            self._stopped = True
+            for future in list(self._awaited):
+                future.cancel()
             self.loop.close()
             self._empty_inbox()
 
@@ -223,6 +238,8 @@ class FastStream:
     async def _open(self, endpoint: str) -> FastAsyncStream:
         stream = FastAsyncStream(self._thread.channels, endpoint)
         self._reader = self._thread.loop.create_task(self._read(stream), name="raftcache-pipeline-reader")
+        # Whatever becomes of it: a task that is cancelled before it has begun does nothing at all.
+        self._reader.add_done_callback(lambda _: self._responses.put(None))
         return stream
 
     async def _read(self, stream: FastAsyncStream) -> None:
@@ -233,8 +250,6 @@ class FastStream:
         except asyncio.CancelledError:
             self.failure = closed(sent=True)
             raise
-        finally:
-            self._responses.put(None)
 
     def _write(self) -> None:
         try:
@@ -242,5 +257,5 @@ class FastStream:
                 if not self._thread.run(self._stream.write(request)):
                     return
             self._thread.run(self._stream.end())
-        except (ClientClosed, concurrent.futures.CancelledError):
+        except ClientClosed:
             return

@@ -19,11 +19,12 @@ import pytest
 
 import raftcache
 from raftcache.client import fast_channel, fast_connection
+from raftcache.client.errors import ClientClosed
 from raftcache.client.failure import Failure
-from raftcache.client.fast_async import FastAsyncTransport
+from raftcache.client.fast_async import FastAsyncStream, FastAsyncTransport
 from raftcache.client.fast_calls import AsyncCall
 from raftcache.client.fast_channel import CONNECTIONS_MAX
-from raftcache.client.fast_sync import FastTransport
+from raftcache.client.fast_sync import FastStream, FastTransport
 from raftcache.client.ops import Method
 from raftcache.client.options import Options
 from raftcache.client.steps import Call
@@ -583,6 +584,63 @@ async def test_threads_share_one_connection_and_leave_nothing_behind() -> None:
         assert [] == threads_named("raftcache-client")
         assert (True, False) == outcome(found.call(call(node.endpoint)))
         assert [(True, False)] * 2 == [outcome(one) for one in found.together([call(node.endpoint)] * 2)]
+
+
+async def test_what_comes_in_the_last_turn_of_the_thread_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline that is opened while another thread closes the client: its user waits for nothing that will not come."""
+    found = FastTransport(Options(endpoints=("a:1",)))
+    thread = found._started()
+    assert thread is not None
+    stopping, queued = threading.Event(), threading.Event()
+    call_soon_threadsafe = thread.loop.call_soon_threadsafe
+
+    def observed(*arguments: Any, **options: Any) -> Any:
+        handle = call_soon_threadsafe(*arguments, **options)
+        queued.set()
+        return handle
+
+    def stop() -> None:
+        thread.loop.stop()
+        stopping.set()
+        queued.wait(PATIENCE_SECONDS)
+
+    outcomes: list[object] = []
+
+    def pipeline() -> None:
+        try:
+            outcomes.append(list(found.open_stream("127.0.0.1:1", iter(()))))
+        except ClientClosed as error:
+            outcomes.append(error)
+
+    call_soon_threadsafe(stop)
+    stopping.wait(PATIENCE_SECONDS)
+    monkeypatch.setattr(thread.loop, "call_soon_threadsafe", observed)
+    user = threading.Thread(target=pipeline, name="user", daemon=True)
+    user.start()
+    await asyncio.to_thread(user.join, PATIENCE_SECONDS)
+    assert outcomes, "it waits for ever"
+    assert isinstance(outcomes[0], ClientClosed) or outcomes[0] == []
+
+
+async def test_a_stream_that_is_opened_as_the_client_closes_has_an_end() -> None:
+    """Its reader is cancelled before it has begun."""
+
+    class Cancelled(FastStream):
+        async def _open(self, endpoint: str) -> FastAsyncStream:
+            stream = await super()._open(endpoint)
+            self._reader.cancel()
+            return stream
+
+    found = FastTransport(Options(endpoints=("a:1",)))
+    thread = found._started()
+    assert thread is not None
+    stream = Cancelled(thread, "127.0.0.1:1", iter(()))
+    ends: list[object] = []
+    user = threading.Thread(target=lambda: ends.append(list(stream)), name="user", daemon=True)
+    user.start()
+    await asyncio.to_thread(user.join, PATIENCE_SECONDS)
+    assert [[]] == ends
+    await asyncio.to_thread(found.close)
 
 
 async def test_a_transport_that_nobody_knows_any_more_ends_its_thread() -> None:
