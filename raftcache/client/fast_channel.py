@@ -139,6 +139,8 @@ class Channel:
             call.over = True
             call.settle(overdue(call.endpoint, sent=False))
             return
+        while self._waiting and self._waiting[0].over:
+            self._waiting.popleft()
         if not self._waiting:
             for connection in self._connections:
                 if connection.http2.room > 0:

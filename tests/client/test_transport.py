@@ -225,6 +225,16 @@ async def test_who_speaks_something_else_was_never_asked(hello: bytes) -> None:
         assert NO_EFFECT == outcome(await pair.ask())
 
 
+async def test_calls_that_waited_in_vain_are_not_kept() -> None:
+    """A node that lets nobody in, for as long as it likes: only who still waits costs memory."""
+    async with both(limits=Http2Limits(streams_max=0)) as pair:
+        for _ in range(5):
+            failure = await pair.ask(seconds=0.02)
+            assert (NO_EFFECT, True) == (outcome(failure), failure.timed_out)
+        assert pair.transport._channels is not None
+        assert 1 == len(pair.transport._channels._channels[pair.node.endpoint]._waiting)
+
+
 async def test_who_says_nothing_was_never_asked() -> None:
     """Also where the call's time is over before the connection's."""
     async with both(hello=b"") as pair:
