@@ -115,6 +115,7 @@ class FastAsyncStream:
             except DecodeError:
                 self.failure = lost(self._call.endpoint, "a response is no message of the pipeline")
                 self._channels.abandon(self._call)
+                self._call.settle(self.failure)  # whoever writes may be waiting for room
                 return None
         self.failure = self._call.failure
         return None

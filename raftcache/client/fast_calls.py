@@ -243,11 +243,9 @@ class StreamCall(FastCall):
             return False
         self.connection.http2.sender.send_data(self.stream, [message])
         self.connection.touch()
-        while self.stream.queue:
-            if self.over:
-                return False
+        while self.stream.queue and not self.over:
             await self._wait_to_write()
-        return True
+        return not self.over
 
     def end(self) -> None:
         """Sends no more."""

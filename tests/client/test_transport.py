@@ -545,6 +545,31 @@ async def test_a_stream_waits_for_a_node_that_does_not_read() -> None:
         assert not await stream.write(request)
 
 
+async def test_a_response_that_is_none_ends_the_stream_for_its_writer_as_well() -> None:
+    """Also one that waits for a window, which nobody will open any more."""
+    opened: list[Stream] = []
+
+    def on_event(peer: Peer, event: HeadersReceived | DataReceived) -> None:
+        if isinstance(event, HeadersReceived):
+            opened.append(event.stream)
+
+    async with both(on_event) as pair:
+        await pair.transport._opened()
+        stream = pair.transport.open_stream(pair.node.endpoint)
+        request = kv_pb2.PipelineRequest()
+        request.operations.add().put.value = bytes(100_000)
+        writing = asyncio.get_running_loop().create_task(stream.write(request), name="write")
+        await until(lambda: bool(opened) and opened[0].receive_window <= 0)
+        (peer,) = pair.node.peers
+        peer.http2.sender.send_headers(opened[0], HEAD)
+        peer.http2.sender.send_data(opened[0], [framed(b"\xff")])
+        peer.flush()
+        assert await stream.read() is None
+        assert WHO_KNOWS == outcome(stream.failure)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert not await writing
+
+
 async def test_a_reader_that_does_not_read_holds_the_node_up() -> None:
     """What nobody has taken is bounded; then the node's window stays closed until somebody does."""
     message = kv_pb2.PipelineResponse(request_id=1)
