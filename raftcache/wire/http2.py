@@ -368,7 +368,9 @@ class Connection:
     def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionViolation(FRAME_SIZE_ERROR, "WINDOW_UPDATE has four bytes")
-        self._windows.spend(self._now_ns, self.sender.finished)
+        # A stream may live for ever, and a call be as large as it likes: DATA counts, by what a full frame holds.
+        frames_sent = self.sender.framed_bytes // frames.FRAME_BYTES_DEFAULT
+        self._windows.spend(self._now_ns, self.sender.finished + frames_sent)
         increment = int.from_bytes(payload, "big") & WINDOW_MAX
         if not stream_id:
             if not increment:

@@ -41,7 +41,7 @@ CONTROL: Final = Allowance("PING, PRIORITY, empty and unknown frames", burst=1_0
 SETTINGS: Final = Allowance("SETTINGS", burst=100, per_second=1, per_finished=0)
 """Sent once at the beginning, and by some clients again as their window grows. Each may move all streams' windows."""
 WINDOWS: Final = Allowance("WINDOW_UPDATE", burst=10_000, per_second=1_000, per_finished=8)
-"""The most eager clients (Node's) send two for each frame that they get."""
+"""The most eager clients (Node's) send two for each frame that they get: each 16 KiB of a large message earn as a call does."""
 
 
 class Meter:

@@ -77,6 +77,8 @@ class Sender:
         """Bytes in all queues."""
         self.finished = 0
         """Streams that we have ended: the work by which floods are measured."""
+        self.framed_bytes = 0
+        """Of DATA that went by the queues, which is all that is large: what WINDOW_UPDATEs are owed to."""
         self.taken: list[Stream] = []
         """Streams whose `chunks_taken` has grown since whoever reads this last emptied it."""
         self._encoder = Encoder()
@@ -273,6 +275,7 @@ class Sender:
         payload = b"".join(parts)
         self.window -= len(payload)
         self._room -= len(payload)
+        self.framed_bytes += len(payload)
         stream.send_window -= len(payload)
         self.unsent -= len(payload)
         self.out.append(frames.frame(DATA, 0, stream.id, payload))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raftcache.wire import http2_floods as floods
 from raftcache.wire import http2_frames as frames
 from raftcache.wire.grpc_wire import OK_RESPONSE, OK_TRAILERS, RESPONSE_HEAD, framed
 from raftcache.wire.hpack import Encoder, Fields
@@ -435,3 +436,28 @@ def test_a_stream_id_is_used_once_and_the_last_one_ends_the_connection() -> None
     assert [1, 3, 5] == [client.open().id for _ in range(3)]
     client._last_stream_id = frames.WINDOW_MAX - 2
     assert (frames.WINDOW_MAX, 0) == (client.open().id, client.room)
+
+
+def test_a_long_stream_earns_its_window_updates() -> None:
+    """A pipeline lives for ever, and the most eager servers open two windows for each frame that they get."""
+    client = ClientConnection(Http2Limits(), 0)
+    client.receive(frames.settings({}), 0)
+    stream = client.open()
+    client.sender.send_headers(stream, SHAPE.head)
+    frame = bytes(frames.FRAME_BYTES_DEFAULT)
+    updates = frames.window_update(0, len(frame)) + frames.window_update(stream.id, len(frame))
+    for _ in range(floods.WINDOWS.burst):
+        client.sender.send_data(stream, [frame])
+        client.sender.data_to_send()
+        assert [] == client.receive(updates, 0)
+
+
+def test_windows_opened_by_a_few_bytes_earn_nothing() -> None:
+    """To send frames of one byte is work that a peer makes for next to nothing."""
+    client = ClientConnection(Http2Limits(), 0)
+    client.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}), 0)
+    stream = client.open()
+    client.sender.send_headers(stream, SHAPE.head)
+    client.sender.send_data(stream, [bytes(20_000)])
+    events = client.receive(frames.window_update(stream.id, 1) * (floods.WINDOWS.burst + 10), 0)
+    assert any(isinstance(event, ConnectionEnded) for event in events)
