@@ -30,7 +30,7 @@ SECTOR_BYTES = 512
 _ZERO_PAGE = bytes(PAGE_BYTES)
 
 parent_of = lru_cache(maxsize=4096)(parent_of_path)
-"""Asked of the same few names a hundred thousand times in a simulation."""
+"""Asked of the same few names ten thousand times in a seed of the simulation."""
 
 
 class SimulatedCrash(Exception):

@@ -38,8 +38,6 @@ from tests.simulation.plan import Plan, draw_plan
 
 TICK, TURN = Kind.TICK, Kind.TURN
 _STAMP = struct.Struct("<QQII")
-TRACE_STAMPS = 4_096
-"""Hashed at once: one by one they took a fiftieth of the time."""
 HEALED_DELAY_NS = 1 * MS
 DELAY_NS_MIN = 50_000
 
@@ -91,8 +89,6 @@ class World:
         """When the last message of each directed link arrives."""
         self._slot_table: list[ShardId] = []
         self._trace = hashlib.blake2b(digest_size=16)
-        self._untraced: list[bytes] = []
-        """What goes into the trace with the next `TRACE_STAMPS`."""
         self.nodes: dict[NodeId, SimulatedNode] = {
             NodeId(number): SimulatedNode(self, NodeId(number))
             for number in range(1, self.plan.nodes + self.plan.spares + 1)
@@ -121,14 +117,12 @@ class World:
     def run_until(self, time_ns: int) -> None:
         """Runs every event up to `time_ns`, or up to the first violation."""
         heap, pop, stamp, look = self._heap, heapq.heappop, _STAMP.pack, self.ghost.look
-        problems, untraced = self.problems, self._untraced
+        problems, trace = self.problems, self._trace.update
         while heap and heap[0][0] <= time_ns and not problems:
             at, sequence, kind, node, life, function = pop(heap)
-            if len(untraced) > TRACE_STAMPS:
-                self._bring_trace_up()
             if node is None:
                 self.now_ns = at
-                untraced.append(stamp(at, sequence, kind, 0))
+                trace(stamp(at, sequence, kind, 0))
                 self.steps += 1
                 self.events += 1
                 function()
@@ -139,7 +133,7 @@ class World:
                 heapq.heappush(heap, (node.paused_until, sequence, kind, node, life, function))
                 continue
             self.now_ns = at
-            untraced.append(stamp(at, sequence, kind, node.node))
+            trace(stamp(at, sequence, kind, node.node))
             self.steps += 1
             idle = kind == TURN and not node.has_work()
             if not idle and kind != TICK:
@@ -168,12 +162,7 @@ class World:
     @property
     def trace_hash(self) -> str:
         """Of all events so far: their times, kinds, nodes, and the bytes of messages."""
-        self._bring_trace_up()
         return self._trace.hexdigest()
-
-    def _bring_trace_up(self) -> None:
-        self._trace.update(b"".join(self._untraced))
-        self._untraced.clear()
 
     # --- Network ------------------------------------------------------------------------------------------------------
 
@@ -208,7 +197,7 @@ class World:
             if target.host is not None and (a, b) not in self.cuts:
                 function(target)
 
-        self._untraced.append(_STAMP.pack(delay_ns, len(data), crc32(data), a << 8 | b))
+        self._trace.update(_STAMP.pack(delay_ns, len(data), crc32(data), a << 8 | b))
         self._sequence += 1
         heapq.heappush(self._heap, (self.now_ns + delay_ns, self._sequence, Kind.MESSAGE, target, 0, arrive))
 
