@@ -19,18 +19,13 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from random import Random
 
-from raftcache.storage.disk import Buffer
-from raftcache.storage.disk import parent_of as parent_of_path
+from raftcache.storage.disk import Buffer, parent_of
 
 PAGE_BYTES = 4096
 SECTOR_BYTES = 512
 _ZERO_PAGE = bytes(PAGE_BYTES)
-
-parent_of = lru_cache(maxsize=4096)(parent_of_path)
-"""Asked of the same few names ten thousand times in a seed of the simulation."""
 
 
 class SimulatedCrash(Exception):

@@ -97,14 +97,7 @@ class Sender:
     def respond(self, stream: Stream, shape: ResponseShape, body: bytes) -> None:
         """A whole response."""
         length = len(body)
-        if (
-            length > self.window
-            or length > self._room
-            or length > stream.send_window
-            or length > self.frame_bytes_max
-            or not self.writable
-            or self._round
-        ):
+        if not self._goes_at_once(stream, length):
             self.send_headers(stream, shape.head)
             self.send_data(stream, [body])
             self.end(stream, shape.trailers)
@@ -125,14 +118,7 @@ class Sender:
     def request(self, stream: Stream, shape: RequestShape, body: bytes) -> None:
         """A whole request."""
         length = len(body)
-        if (
-            length > self.window
-            or length > self._room
-            or length > stream.send_window
-            or length > self.frame_bytes_max
-            or not self.writable
-            or self._round
-        ):
+        if not self._goes_at_once(stream, length):
             self.send_headers(stream, shape.head)
             self.send_data(stream, [body])
             self.end(stream, ())
@@ -147,6 +133,17 @@ class Sender:
         stream.local_ended = True
         self.finished += 1
         self._on_end(stream)
+
+    def _goes_at_once(self, stream: Stream, length: int) -> bool:
+        """Whether a body of `length` bytes fits one frame and all windows, and nothing waits that came before it."""
+        return (
+            length <= self.window
+            and length <= self._room
+            and length <= stream.send_window
+            and length <= self.frame_bytes_max
+            and self.writable
+            and not self._round
+        )
 
     def send_headers(self, stream: Stream, fields: Fields, *, end: bool = False) -> None:
         """The head of a message; with `end`, all of it."""
