@@ -37,6 +37,7 @@ from raftcache.wire.http2_errors import (
     StreamViolation,
 )
 from raftcache.wire.http2_frames import FRAME_HEADER, FRAME_HEADER_BYTES, WINDOW_DEFAULT, WINDOW_MAX
+from raftcache.wire.http2_headers import flaw_of_trailers
 from raftcache.wire.http2_sending import Sender
 from raftcache.wire.http2_stream import (
     ConnectionEnded,
@@ -463,6 +464,23 @@ def count_down(stream: Stream, received: int, ended: bool) -> None:
     stream.length_left -= received
     if stream.length_left < 0 or (ended and stream.length_left):
         raise StreamViolation(stream.id, PROTOCOL_ERROR, "DATA is not as long as content-length says")
+
+
+def take_length(stream: Stream, headers: HeaderList, ended: bool) -> None:
+    """Notes what a head's `content-length` promises, if it has one. Raises: `StreamViolation`."""
+    if headers.content_length is not None:
+        stream.length_left = headers.content_length
+        count_down(stream, 0, ended)
+
+
+def take_trailers(stream: Stream, headers: HeaderList, ended: bool) -> None:
+    """§8.1: trailers end what the peer sends, and nothing else follows a head. Raises: `StreamViolation`."""
+    flaw = "a second header block that does not end the stream" if not ended else flaw_of_trailers(headers.fields)
+    if flaw:
+        raise StreamViolation(stream.id, PROTOCOL_ERROR, flaw)
+    if stream.length_left is not None:
+        count_down(stream, 0, ended)
+    stream.remote_ended = True
 
 
 @dataclass(slots=True)

@@ -19,10 +19,10 @@ from typing import Final
 
 from raftcache.wire import http2_frames as frames
 from raftcache.wire.hpack import HeaderList
-from raftcache.wire.http2 import Connection, Http2Limits, count_down
+from raftcache.wire.http2 import Connection, Http2Limits, take_length, take_trailers
 from raftcache.wire.http2_errors import NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, ConnectionViolation, StreamViolation
 from raftcache.wire.http2_frames import FRAME_HEADER, FRAME_HEADER_BYTES, WINDOW_MAX
-from raftcache.wire.http2_headers import flaw_of_response, flaw_of_trailers
+from raftcache.wire.http2_headers import flaw_of_response
 from raftcache.wire.http2_stream import (
     HeadersReceived,
     PeerLeaving,
@@ -177,9 +177,7 @@ class ClientConnection(Connection):
                 raise StreamViolation(stream_id, PROTOCOL_ERROR, "an interim response that ends the stream")
             self._control.spend(self._now_ns, self.sender.finished)
             return
-        if headers.content_length is not None:
-            stream.length_left = headers.content_length
-            count_down(stream, 0, ended)
+        take_length(stream, headers, ended)
         stream.headed = True
         self._events.append(HeadersReceived(stream, headers, b"", ended))
         if ended:
@@ -187,12 +185,7 @@ class ClientConnection(Connection):
             self._on_remote_ended(stream)
 
     def _on_trailers(self, stream: Stream, headers: HeaderList, ended: bool) -> None:
-        flaw = "a second header block that does not end the stream" if not ended else flaw_of_trailers(headers.fields)
-        if flaw:
-            raise StreamViolation(stream.id, PROTOCOL_ERROR, flaw)
-        if stream.length_left is not None:
-            count_down(stream, 0, ended)
-        stream.remote_ended = True
+        take_trailers(stream, headers, ended)
         events = self._events
         if events and type(head := events[-1]) is HeadersReceived and head.stream is stream:
             head.trailers, head.ended = headers, True

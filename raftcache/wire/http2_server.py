@@ -6,7 +6,7 @@ Section numbers are those of RFC 9113.
 
 from raftcache.wire import http2_frames as frames
 from raftcache.wire.hpack import HeaderList
-from raftcache.wire.http2 import Connection, Http2Limits, count_down
+from raftcache.wire.http2 import Connection, Http2Limits, take_length, take_trailers
 from raftcache.wire.http2_errors import (
     NO_ERROR,
     PROTOCOL_ERROR,
@@ -16,7 +16,7 @@ from raftcache.wire.http2_errors import (
     StreamViolation,
 )
 from raftcache.wire.http2_frames import WINDOW_MAX
-from raftcache.wire.http2_headers import flaw_of_request, flaw_of_trailers
+from raftcache.wire.http2_headers import flaw_of_request
 from raftcache.wire.http2_stream import DataReceived, HeadersReceived, Stream, StreamReset
 
 
@@ -69,9 +69,7 @@ class ServerConnection(Connection):
             raise StreamViolation(stream_id, REFUSED_STREAM, "too many streams")
         stream = Stream(stream_id, self.sender.initial_window, self._limits.stream_window, ended)
         stream.headed = True
-        if headers.content_length is not None:
-            stream.length_left = headers.content_length
-            count_down(stream, 0, ended)
+        take_length(stream, headers, ended)
         self.streams[stream_id] = stream
         self._events.append(HeadersReceived(stream, headers, b"", ended))
 
@@ -86,12 +84,7 @@ class ServerConnection(Connection):
             raise ConnectionViolation(STREAM_CLOSED, f"HEADERS on stream {stream_id}, which is closed")
         if stream.remote_ended:
             raise StreamViolation(stream.id, STREAM_CLOSED, "HEADERS after END_STREAM")
-        flaw = "a second header block that does not end the stream" if not ended else flaw_of_trailers(headers.fields)
-        if flaw:
-            raise StreamViolation(stream.id, PROTOCOL_ERROR, flaw)
-        if stream.length_left is not None:
-            count_down(stream, 0, ended)
-        stream.remote_ended = True
+        take_trailers(stream, headers, ended)
         self._events.append(DataReceived(stream, b"", ended=True))
 
     def _on_remote_ended(self, stream: Stream) -> None:
