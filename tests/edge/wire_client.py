@@ -1,6 +1,7 @@
 """A client that speaks HTTP/2 by hand, well or badly, over a socket: what no proper client would send can be sent."""
 
 import asyncio
+import socket
 from dataclasses import dataclass, field
 
 from hpack import Decoder as OracleDecoder
@@ -48,9 +49,16 @@ class WireClient:
     next_id: int = 1
 
     @classmethod
-    async def connect(cls, port: int, settings: dict[int, int] | None = None, *, limit: int = 1 << 24) -> "WireClient":
-        """A connection that has said hello."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=limit)
+    async def connect(
+        cls, port: int, settings: dict[int, int] | None = None, *, limit: int = 1 << 24, receive_buffer: int = 0
+    ) -> "WireClient":
+        """A connection that has said hello. `receive_buffer`: bytes that the kernel keeps for it; 0: it grows as it likes."""
+        sock = socket.socket()
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=limit)
         client = cls(reader, writer)
         client.send(frames.PREFACE + frames.settings(settings or {}))
         return client
