@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,8 +25,13 @@ class Port:
     accepts: list[str] = field(default_factory=list)
 
     async def open(self) -> "Client":
-        """A new connection."""
-        return Client(*await asyncio.open_connection(*self.address))
+        """A new connection, for which the kernel keeps 64 KiB: with a buffer that grows, a client that does not read may have
+        20 MB of answers there."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, self.address)
+        return Client(*await asyncio.open_connection(sock=sock))
 
 
 @dataclass
