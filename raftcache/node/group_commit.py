@@ -237,6 +237,8 @@ class GroupCommit:
         self._sync_mean_ns += (took_ns - self._sync_mean_ns) // 16
         self._observer.synced(took_ns)
         self._persisted(group)
+        # A leader waits for these promises, and nobody for what this turn applies next.
+        self._flush()
 
     def _run_between(self) -> None:
         while self._between and not self.syncing:

@@ -53,12 +53,9 @@ class WireClient:
         cls, port: int, settings: dict[int, int] | None = None, *, limit: int = 1 << 24, receive_buffer: int = 0
     ) -> "WireClient":
         """A connection that has said hello. `receive_buffer`: bytes that the kernel keeps for it; 0: it grows as it likes."""
-        sock = socket.socket()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=limit)
         if receive_buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
-        reader, writer = await asyncio.open_connection(sock=sock, limit=limit)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         client = cls(reader, writer)
         client.send(frames.PREFACE + frames.settings(settings or {}))
         return client

@@ -25,13 +25,10 @@ class Port:
     accepts: list[str] = field(default_factory=list)
 
     async def open(self) -> "Client":
-        """A new connection, for which the kernel keeps 64 KiB: with a buffer that grows, a client that does not read may have
-        20 MB of answers there."""
-        sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, self.address)
-        return Client(*await asyncio.open_connection(sock=sock))
+        """A new connection, for which the kernel keeps 64 KiB: a buffer that grows takes 20 MB of answers from some machines."""
+        reader, writer = await asyncio.open_connection(*self.address)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        return Client(reader, writer)
 
 
 @dataclass
