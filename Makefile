@@ -20,11 +20,12 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 EXAMPLES_NODE := $(patsubst %/package.json,%/node_modules/.installed,$(wildcard examples/*/package.json))
 
-.PHONY: help setup versions test check lint format types contracts proto proto-drift demo bench bench-sizes soak sim zoo mutants jepsen jepsen-doctor fuzz clean
+.PHONY: help setup versions native native-tree test check lint format types contracts proto proto-drift demo bench bench-sizes soak sim zoo mutants jepsen jepsen-doctor fuzz clean
 
 help:
 	@echo "make setup        create $(VENV) and install what the project needs"
 	@echo "make test         run the tests (sets up first)"
+	@echo "make native       compile the hot path (a wheel in dist/); NATIVE=1 runs bench, soak, sim, jepsen or demo on it"
 	@echo "make check        lint, types, contracts, generated code, then the tests: what CI runs"
 	@echo "make lint         ruff check, ruff format --check"
 	@echo "make format       let ruff fix and format what it can"
@@ -82,6 +83,39 @@ versions:
 	names = "pip grpcio protobuf lmdb crc32c structlog uvloop pytest hypothesis mypy ruff import-linter".split(); \
 	print("setup: python " + platform.python_version(), *(f"{name} {m.version(name)}" for name in names), sep=", ")'
 
+# --- The compiled build -------------------------------------------------------------------------------------------
+
+# make native                         a wheel of this machine's Python, compiled by mypyc as pyproject.toml says: five minutes
+# make sim NATIVE=1                   runs it compiled; so do bench, bench-sizes, soak, jepsen and demo
+#
+# It is built in a copy of the tree, where nothing can be taken for the sources. What comes out is compared with the interpreted
+# code: the same seeds must give the same trace hashes, event by event and byte by byte.
+TREE := $(if $(NATIVE),build/native,.)
+RUN := cd $(TREE) && PYTHONPATH=$$PWD $(CURDIR)/$(BIN)/python
+NATIVE_SEEDS := --hashes 12 --first 20260101
+
+native: build/native/.built
+	@:
+
+native-tree: setup
+ifdef NATIVE
+	@$(MAKE) --no-print-directory NATIVE= native
+	@git ls-files -z | xargs -0 cp -pu --parents -t build/native
+endif
+
+build/native/.built: $(STAMP) $(shell git ls-files 'raftcache/*.py')
+	@echo '#include <Python.h>' | $${CC:-gcc} -E $$($(BIN)/python -c 'import sysconfig; print("-I" + sysconfig.get_path("include"))') - >/dev/null || \
+		{ echo "native: no C compiler, or no headers of this Python. Debian/Ubuntu: apt install gcc python3-dev" >&2; exit 1; }
+	@echo "native: compiling takes about five minutes"
+	@rm -rf $(@D) && mkdir -p $(@D) && git ls-files -z | xargs -0 cp -p --parents -t $(@D)
+	@cd $(@D) && HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(CURDIR)/$(BIN)/python -m hatchling build -t wheel
+	@cd $(@D) && PYTHONPATH=$$PWD $(CURDIR)/$(BIN)/python -c \
+		'import raftcache.raft.core as core; assert core.__file__.endswith(".so"), core.__file__'
+	@echo "native: comparing it with the interpreted code"
+	@diff <($(BIN)/python -m tests.simulation $(NATIVE_SEEDS)) <(cd $(@D) && PYTHONPATH=$$PWD $(CURDIR)/$(BIN)/python -m tests.simulation $(NATIVE_SEEDS))
+	@mkdir -p dist && cp $(@D)/dist/*.whl dist/ && ls dist/*.whl
+	@touch $@
+
 # Examples in Node.js are tested where there is a node; the tests say so where there is none.
 examples/%/node_modules/.installed: examples/%/package.json
 	@if command -v npm >/dev/null; then \
@@ -122,32 +156,32 @@ proto-drift: setup
 
 # --- To look at ---------------------------------------------------------------------------------------------------
 
-demo: setup
-	$(BIN)/python examples/demo.py
+demo: native-tree
+	$(RUN) examples/demo.py
 
 # make bench                          all parts but the long ones, three runs; BENCH_ARGS="--runs 5 --only one-key" passes arguments on
-bench: setup
-	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+bench: native-tree
+	$(RUN) benchmarks/run.py $(if $(NATIVE),--output $(CURDIR)/benchmarks/results/$$(date +%F)-native.json) $(BENCH_ARGS)
 
-bench-sizes: setup
-	$(BIN)/python benchmarks/run.py --only sizes
+bench-sizes: native-tree
+	$(RUN) benchmarks/run.py --only sizes
 
 # make soak MINUTES=30
-soak: setup
-	$(BIN)/python benchmarks/run.py --only soak --minutes $(or $(MINUTES),30)
+soak: native-tree
+	$(RUN) benchmarks/run.py --only soak --minutes $(or $(MINUTES),30)
 
 # make sim                            one minute of fresh seeds;  make sim MINUTES=60  for long runs
 # make sim SEED=1234 [LANES=1]        replays one seed; FAULTS=3,17 and CALM=name=value,... as a failure prints them
 # make sim COVERAGE=1                 what of raft/ and storage/ the seeds reach, branch by branch (and at a third of the speed)
 SIM = -m tests.simulation $(if $(SEED),$(SEED),--minutes $(or $(MINUTES),1)) $(if $(FIRST),--first $(FIRST)) \
 	$(if $(FAULTS),--faults $(FAULTS)) $(if $(CALM),--calm $(CALM)) $(if $(LANES),--lanes --script)
-sim: setup
+sim: native-tree
 ifdef COVERAGE
 	$(BIN)/python -m coverage run --branch --include='raftcache/raft/*,raftcache/storage/*' --data-file=.coverage.sim $(SIM)
 	$(BIN)/python -m coverage report --data-file=.coverage.sim --skip-empty
 	$(BIN)/python -m coverage html --data-file=.coverage.sim --directory=build/coverage-sim --quiet
 else
-	$(BIN)/python $(SIM)
+	$(RUN) $(SIM)
 endif
 
 # make zoo                            all bugs, five trials of fresh seeds each;  make zoo BUGS="no_fsync no_dedup"
@@ -167,8 +201,8 @@ mutants: setup
 # make jepsen MINUTES=1 BUG=no_dedup         a deliberate bug (tests/simulation/zoo.py), which must be found
 # Both may be lists, by commas. Everything of a run is in jepsen-style/runs/; jepsen-style/README.md says how to read it.
 NODES ?= 3
-JEPSEN := PYTHONPATH=jepsen-style:. $(BIN)/python -m faults
-jepsen: setup
+JEPSEN = cd $(TREE) && PYTHONPATH=$$PWD/jepsen-style:$$PWD $(CURDIR)/$(BIN)/python -m faults
+jepsen: native-tree
 	$(JEPSEN) run --minutes $(or $(MINUTES),10) --nodes $(NODES) $(if $(WORKLOAD),--workload $(WORKLOAD)) \
 		$(if $(NEMESIS),--nemesis $(NEMESIS)) $(if $(SEED),--seed $(SEED)) $(if $(FRONT),--front $(FRONT)) $(if $(BUG),--bug $(BUG))
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks import usage
+from raftcache.raft import core
 
 TOP = Path(__file__).resolve().parents[1]
 DISK_PROBES = 200
@@ -46,6 +47,7 @@ def describe(scratch: Path) -> dict[str, object]:
         "model": model,
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "compiled": not core.__file__.endswith(".py"),
         "file_system": usage.file_system(scratch),
         "fdatasync_us": round(disk_probe(scratch), 1),
         "load_average": round(os.getloadavg()[0], 2),

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from raftcache.clock import NS_PER_MS, Clock
 from raftcache.config.rules import parse_address
@@ -151,7 +151,7 @@ class FastFront:
                 f"cannot listen on {config.address} for clients: {error.strerror}. Is the port in use by another process?",
                 metadata={"setting": "listen.client"},
             ) from error
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = _port_of(self._server)
         self._look = loop.call_later(LOOK_SECONDS, self._on_look)
 
     async def set_serving(self, serving: bool, *names: str) -> None:
@@ -349,6 +349,12 @@ class FastFront:
         except Exception as error:  # noqa: BLE001 - the supervisor of handlers: one stream's bug leaves no caller waiting
             self.on_bug(error)
             call.finish(Refusal(grpc_wire.INTERNAL, BUG))
+
+
+def _port_of(server: Any) -> int:
+    """Where it listens. uvloop's servers have a list of sockets where asyncio's have a tuple."""
+    port: int = server.sockets[0].getsockname()[1]
+    return port
 
 
 def _short(method: str) -> str:

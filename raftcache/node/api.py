@@ -10,7 +10,7 @@ Rules of this file:
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from raftcache.errors import RaftCacheError
 from raftcache.ids import ClusterId, Index, NodeId, ReplicaId, ShardId, Slot, Term
@@ -31,8 +31,8 @@ class Consistency(IntEnum):
 class Request:
     """One operation on its way to a shard."""
 
-    token: object
-    """The front's own; returned untouched in the reply."""
+    token: Any
+    """The front's own; returned untouched in the reply. (`object` would say it better; mypyc cannot have it in a dataclass.)"""
     operation: Operation
     slot: Slot
     """-1 where the request names a `shard` instead (sessions, per-shard scans)."""
@@ -59,7 +59,7 @@ class Request:
 class Reply:
     """The answer to one request: a result, or an error that says whether it is definite."""
 
-    token: object
+    token: Any
     result: Result | RaftCacheError
     shard: ShardId = ShardId(-1)
     index: Index = Index(0)

@@ -58,9 +58,9 @@ class Meter:
     def spend(self, now_ns: int, finished: int) -> None:
         """Takes one; `finished` is the connection's count of answered calls. Raises: `ConnectionViolation` if none is left."""
         allowance = self._allowance
-        earned: float = (finished - self._finished) * allowance.per_finished
-        earned += (now_ns - self._since_ns) * allowance.per_second / NS_PER_SECOND
+        earned = (now_ns - self._since_ns) * allowance.per_second / NS_PER_SECOND
+        earned += float((finished - self._finished) * allowance.per_finished)
         self._finished, self._since_ns = finished, now_ns
-        self._left = min(self._left + earned, allowance.burst) - 1
+        self._left = min(self._left + earned, float(allowance.burst)) - 1.0
         if self._left < 0:
             raise ConnectionViolation(ENHANCE_YOUR_CALM, f"too many {allowance.what}")

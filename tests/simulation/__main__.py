@@ -64,6 +64,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--first", type=int, default=int(time.time()), help="the first seed of a long run")
     parser.add_argument(
+        "--hashes", type=int, default=0, help="only print so many seeds' trace hashes, to compare builds"
+    )
+    parser.add_argument(
         "--shrink", type=float, default=120.0, help="seconds for finding the shortest script that fails"
     )
     arguments = parser.parse_args()
@@ -71,6 +74,14 @@ def main() -> int:
     gc.freeze()
     if arguments.seed is not None:
         return replay(arguments)
+    if arguments.hashes:
+        for seed in range(arguments.first, arguments.first + arguments.hashes):
+            verdict = run(seed)
+            print(
+                f"seed {seed}: {verdict.events} events, {verdict.commands} commands, trace {verdict.trace_hash}",
+                flush=True,
+            )
+        return 0
     totals, until, started = Totals(), time.monotonic() + arguments.minutes * 60, time.process_time()
     while time.monotonic() < until:
         verdict = run(arguments.first + totals.seeds)

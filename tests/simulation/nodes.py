@@ -253,7 +253,7 @@ class _Scheduler:
             due_ns = world.now_ns + int(world.random.random() * world.plan.turn_us_max) * 1_000
             owner._soon_ns = max(owner._soon_ns, due_ns)
             delay_ns = owner._soon_ns - world.now_ns
-        kind = Kind.TURN if getattr(function, "__func__", None) is Engine.turn else Kind.TIMER
+        kind = Kind.TURN if getattr(function, "__name__", "") == Engine.turn.__name__ else Kind.TIMER
         world.after(delay_ns, function, kind=kind, node=owner)
 
     def wait(self) -> None:
