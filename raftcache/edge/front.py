@@ -18,7 +18,7 @@ flow control that `Stream` describes.
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from raftcache.errors import RaftCacheError
 from raftcache.wire.grpc_wire import Refusal as Refusal  # part of the contract: handlers make them
@@ -57,7 +57,7 @@ class Call:
     deadline_ns: int
     """`NO_DEADLINE` where the caller set none."""
     peer: Peer
-    token: object
+    token: Any
     """The front's own."""
 
 

@@ -32,7 +32,7 @@ class Request:
     """One operation on its way to a shard."""
 
     token: Any
-    """The front's own; returned untouched in the reply. (`object` would say it better; mypyc cannot have it in a dataclass.)"""
+    """The front's own; returned untouched in the reply."""
     operation: Operation
     slot: Slot
     """-1 where the request names a `shard` instead (sessions, per-shard scans)."""
