@@ -10,7 +10,7 @@ Rules of this file:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from raftcache.edge.front import Answer, Call, CallSink, Refusal, StreamSink
 from raftcache.errors import InvalidRequest, RaftCacheError
@@ -24,7 +24,7 @@ from raftcache.gateway.puts import PutBatch, plain_puts
 from raftcache.gateway.scan import ScanCall, client_shard
 from raftcache.ids import NodeId, ShardId
 from raftcache.kv.limits import check_operation, check_stamp
-from raftcache.kv.operations import CloseSession, OpenSession, Operation
+from raftcache.kv.operations import CloseSession, Get, OpenSession, Operation
 from raftcache.kv.slots import SHARD_WIDE, slot_of
 from raftcache.node.api import Reply, Request
 from raftcache.v1 import kv_pb2, shard_map_pb2
@@ -75,6 +75,12 @@ class KvService:
 _Token = tuple[Call, Operation]
 
 
+READS_AT_ONCE: Final = 32
+"""Answers to reads in one piece. Their clients ask again while the rest is made, instead of all at once when we have nothing to do
+(gets of one key at 64 and 256 outstanding: a quarter and a third more). Writes are answered together: they come back together, and
+share an fdatasync."""
+
+
 class _Attachment:
     """The service as one front uses it. Is the `ReplySink` of single operations."""
 
@@ -120,6 +126,9 @@ class _Attachment:
         hints = self._gateway.routes.hint
         for reply in replies:
             call, operation = _token_of(reply)
+            if len(answers) >= READS_AT_ONCE and type(operation) is Get:
+                self._sink.deliver(answers)
+                answers = []
             failure = failure_of(reply)
             if failure is None:
                 answers.append((call, encode_reply(operation, reply, hints)))

@@ -147,8 +147,11 @@ class CollectingSink:
 
     def __init__(self) -> None:
         self.answers: dict[object, bytes | Refusal] = {}
+        self.pieces: list[int] = []
+        """How many answers came at once, each time."""
 
     def deliver(self, answers: list[Answer]) -> None:
+        self.pieces.append(len(answers))
         for call, answer in answers:
             assert call.token not in self.answers, f"two answers to {call.token!r}"
             self.answers[call.token] = answer

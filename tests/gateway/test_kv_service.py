@@ -10,7 +10,7 @@ from raftcache.edge.front import Call, Peer, Refusal
 from raftcache.errors import NotLeader, OutcomeUnknown, PermissionDenied
 from raftcache.gateway.gateway import Gateway, GatewaySettings
 from raftcache.gateway.handlers import handlers_of
-from raftcache.gateway.kv_service import KvService
+from raftcache.gateway.kv_service import READS_AT_ONCE, KvService
 from raftcache.ids import ShardId
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import Consistency
@@ -273,6 +273,16 @@ def test_calls_of_one_turn_reach_the_node_in_one_list(caller: Caller) -> None:
     )
     assert [2] == [len(requests) for requests in caller.node.submitted]
     assert {"a", "b", "c"} == set(caller.sink.answers)
+
+
+def test_reads_are_answered_in_pieces_and_writes_together(caller: Caller) -> None:
+    """So that readers ask again while the rest is made, and writers come back at once, for one fdatasync."""
+    get, put = kv_pb2.GetRequest(key=b"a").SerializeToString(), kv_pb2.PutRequest(key=b"a").SerializeToString()
+    caller.submit([call_of("Get", get, number) for number in range(2 * READS_AT_ONCE + 1)])
+    assert [READS_AT_ONCE, READS_AT_ONCE, 1] == caller.sink.pieces
+    caller.sink.pieces.clear()
+    caller.submit([call_of("Put", put, -number) for number in range(1, 3 * READS_AT_ONCE)])
+    assert [3 * READS_AT_ONCE - 1] == caller.sink.pieces
 
 
 @pytest.mark.parametrize(
