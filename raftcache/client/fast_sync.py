@@ -163,6 +163,8 @@ class _LoopThread:
                 future.cancel()
             return future.result()
         except concurrent.futures.CancelledError:
+            if self._stopped:
+                coroutine.close()  # the loop took it, and may never have begun it
             raise ClientClosed("the client is closed") from None
         finally:
             self._awaited.discard(future)

@@ -202,7 +202,7 @@ class Storage:
         "hold all writes in flight.",
     )
     commit_commands_max: int = _count(
-        10_000,
+        2_000,
         1,
         1_000_000,
         about="The live state is committed (not synced: the log is) after this many commands. 1,000 random puts take about\n"

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import gzip
+import inspect
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from raftcache.client.failure import Failure
 from raftcache.client.fast_async import FastAsyncStream, FastAsyncTransport
 from raftcache.client.fast_calls import AsyncCall
 from raftcache.client.fast_channel import CONNECTIONS_MAX
-from raftcache.client.fast_sync import FastStream, FastTransport
+from raftcache.client.fast_sync import FastStream, FastTransport, _LoopThread
 from raftcache.client.ops import Method
 from raftcache.client.options import Options
 from raftcache.client.steps import Call
@@ -766,3 +767,16 @@ async def test_an_async_client_that_nobody_closes_is_closed_by_its_loop() -> Non
         (peer,) = node.peers
         assert peer.transport is not None
         await until(peer.transport.is_closing)
+
+
+def test_what_a_stopped_loop_took_and_never_began_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its last turn and its end a loop still takes callbacks. Whoever waits for one is told, and no coroutine is left."""
+    thread = _LoopThread(None)
+    with monkeypatch.context() as held_open:
+        held_open.setattr(thread.loop, "close", lambda: None)
+        thread.close()
+    coroutine = asyncio.sleep(0)
+    with pytest.raises(ClientClosed):
+        thread.run(coroutine)
+    assert inspect.CORO_CLOSED == inspect.getcoroutinestate(coroutine)
+    thread.loop.close()
