@@ -25,7 +25,7 @@ EXAMPLES_NODE := $(patsubst %/package.json,%/node_modules/.installed,$(wildcard 
 help:
 	@echo "make setup        create $(VENV) and install what the project needs"
 	@echo "make test         run the tests (sets up first)"
-	@echo "make native       compile the hot path (a wheel in dist/); NATIVE=1 runs bench, soak, sim, jepsen or demo on it"
+	@echo "make native       compile the hot path (a wheel in dist/); NATIVE=1 runs bench, soak, sim or demo on it"
 	@echo "make check        lint, types, contracts, generated code, then the tests: what CI runs"
 	@echo "make lint         ruff check, ruff format --check"
 	@echo "make format       let ruff fix and format what it can"
@@ -86,7 +86,7 @@ versions:
 # --- The compiled build -------------------------------------------------------------------------------------------
 
 # make native                         a wheel of this machine's Python, compiled by mypyc as pyproject.toml says: five minutes
-# make sim NATIVE=1                   runs it compiled; so do bench, bench-sizes, soak, jepsen and demo
+# make sim NATIVE=1                   runs it compiled; so do bench, bench-sizes, soak and demo
 #
 # It is built in a copy of the tree, where nothing can be taken for the sources. What comes out is compared with the interpreted
 # code: the same seeds must give the same trace hashes, event by event and byte by byte.
@@ -201,8 +201,8 @@ mutants: setup
 # make jepsen MINUTES=1 BUG=no_dedup         a deliberate bug (tests/simulation/zoo.py), which must be found
 # Both may be lists, by commas. Everything of a run is in jepsen-style/runs/; jepsen-style/README.md says how to read it.
 NODES ?= 3
-JEPSEN = cd $(TREE) && PYTHONPATH=$$PWD/jepsen-style:$$PWD $(CURDIR)/$(BIN)/python -m faults
-jepsen: native-tree
+JEPSEN := PYTHONPATH=jepsen-style:. $(BIN)/python -m faults
+jepsen: setup
 	$(JEPSEN) run --minutes $(or $(MINUTES),10) --nodes $(NODES) $(if $(WORKLOAD),--workload $(WORKLOAD)) \
 		$(if $(NEMESIS),--nemesis $(NEMESIS)) $(if $(SEED),--seed $(SEED)) $(if $(FRONT),--front $(FRONT)) $(if $(BUG),--bug $(BUG))
 
