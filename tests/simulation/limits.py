@@ -23,7 +23,10 @@ def over_limits(engine: Engine) -> list[str]:
             found.append(f"{what}: {value}, at most {limit}")
 
     hold("requests in flight", engine.router.in_flight, settings.in_flight_requests_max)
-    hold("readies held", len(engine.commit._group), READIES_HELD_MAX)
+    if len(engine.commit._group) > READIES_HELD_MAX:
+        # What must be synced is kept beyond it: it may not be dropped, and the log's own limits bound it.
+        promises = sum(not ready.must_sync for _, ready in engine.commit._group)
+        hold("promises held", promises, READIES_HELD_MAX)
     hold("recent entries of all logs", engine.wal.cache.bytes_held, WAL.cache_bytes_max)
     # What is held between two checkpoints, twice: while one is being made, as much again may come in.
     held = len(engine.replicas) * 2 * (settings.log_bytes_per_checkpoint + settings.trailing_log_bytes)
