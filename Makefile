@@ -88,10 +88,11 @@ versions:
 # make native                         a wheel of this machine's Python, compiled by mypyc as pyproject.toml says: five minutes
 # make sim NATIVE=1                   runs it compiled; so do bench, bench-sizes, soak and demo
 #
-# It is built in a copy of the tree, where nothing can be taken for the sources. What comes out is compared with the interpreted
-# code: the same seeds must give the same trace hashes, event by event and byte by byte.
+# It is built in a copy of the tree, where nothing can be taken for the sources. What the simulator runs of it (all but sockets, front
+# and gateway) is compared with the interpreted code: the same seeds must give the same trace hashes, event by event.
 TREE := $(if $(NATIVE),build/native,.)
 RUN := cd $(TREE) && PYTHONPATH=$$PWD $(CURDIR)/$(BIN)/python
+COPY_TREE := git ls-files -z | xargs -0 cp -pu --parents -t build/native
 NATIVE_SEEDS := --hashes 12 --first 20260101
 
 native: build/native/.built
@@ -100,14 +101,14 @@ native: build/native/.built
 native-tree: setup
 ifdef NATIVE
 	@$(MAKE) --no-print-directory NATIVE= native
-	@git ls-files -z | xargs -0 cp -pu --parents -t build/native
+	@$(COPY_TREE)
 endif
 
-build/native/.built: $(STAMP) $(shell git ls-files 'raftcache/*.py')
+build/native/.built: $(STAMP) $(wildcard raftcache/*.py raftcache/*/*.py)
 	@echo '#include <Python.h>' | $${CC:-gcc} -E $$($(BIN)/python -c 'import sysconfig; print("-I" + sysconfig.get_path("include"))') - >/dev/null || \
 		{ echo "native: no C compiler, or no headers of this Python. Debian/Ubuntu: apt install gcc python3-dev" >&2; exit 1; }
 	@echo "native: compiling takes about five minutes"
-	@rm -rf $(@D) && mkdir -p $(@D) && git ls-files -z | xargs -0 cp -p --parents -t $(@D)
+	@rm -rf $(@D) && mkdir -p $(@D) && $(COPY_TREE)
 	@cd $(@D) && HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(CURDIR)/$(BIN)/python -m hatchling build -t wheel
 	@cd $(@D) && PYTHONPATH=$$PWD $(CURDIR)/$(BIN)/python -c \
 		'import raftcache.raft.core as core; assert core.__file__.endswith(".so"), core.__file__'

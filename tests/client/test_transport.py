@@ -518,57 +518,62 @@ async def test_answers_may_be_compressed() -> None:
 # --- Streams ----------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_stream_waits_for_a_node_that_does_not_read() -> None:
-    """A write returns when its message has left; the node's window is what lets it."""
+class Held(NamedTuple):
+    """A stream whose write of `request` waits for a window that the node does not open."""
+
+    stream: FastAsyncStream
+    request: kv_pb2.PipelineRequest
+    writing: asyncio.Task[bool]
+    peer: Peer
+    theirs: Stream
+    """The stream at the node."""
+
+
+@asynccontextmanager
+async def held() -> AsyncIterator[Held]:
+    """Such a stream."""
     opened: list[Stream] = []
 
     def on_event(peer: Peer, event: HeadersReceived | DataReceived) -> None:
         if isinstance(event, HeadersReceived):
             opened.append(event.stream)
 
-    async with both(on_event) as pair:
+    async with both(on_event) as pair, asyncio.TaskGroup() as group:
         await pair.transport._opened()
         stream = pair.transport.open_stream(pair.node.endpoint)
         request = kv_pb2.PipelineRequest()
         request.operations.add().put.value = bytes(100_000)
-        async with asyncio.TaskGroup() as group:
-            writing = group.create_task(stream.write(request), name="write")
-            await until(lambda: bool(opened) and opened[0].receive_window <= 0)
-            assert not writing.done()
-            (peer,) = pair.node.peers
-            peer.http2.allow(opened[0], 1 << 20)
-            peer.flush()
-            assert await writing
+        writing = group.create_task(stream.write(request), name="write")
+        await until(lambda: bool(opened) and opened[0].receive_window <= 0)
+        (peer,) = pair.node.peers
+        yield Held(stream, request, writing, peer, opened[0])
+
+
+async def test_a_stream_waits_for_a_node_that_does_not_read() -> None:
+    """A write returns when its message has left; the node's window is what lets it."""
+    async with held() as found:
+        stream, peer = found.stream, found.peer
+        assert not found.writing.done()
+        peer.http2.allow(found.theirs, 1 << 20)
+        peer.flush()
+        assert await found.writing
         await stream.end()
-        peer.http2.sender.send_headers(opened[0], HEAD + OK_TRAILERS, end=True)
+        peer.http2.sender.send_headers(found.theirs, HEAD + OK_TRAILERS, end=True)
         peer.flush()
         assert (None, None) == (await stream.read(), stream.failure)
-        assert not await stream.write(request)
+        assert not await stream.write(found.request)
 
 
 async def test_a_response_that_is_none_ends_the_stream_for_its_writer_as_well() -> None:
     """Also one that waits for a window, which nobody will open any more."""
-    opened: list[Stream] = []
-
-    def on_event(peer: Peer, event: HeadersReceived | DataReceived) -> None:
-        if isinstance(event, HeadersReceived):
-            opened.append(event.stream)
-
-    async with both(on_event) as pair:
-        await pair.transport._opened()
-        stream = pair.transport.open_stream(pair.node.endpoint)
-        request = kv_pb2.PipelineRequest()
-        request.operations.add().put.value = bytes(100_000)
-        writing = asyncio.get_running_loop().create_task(stream.write(request), name="write")
-        await until(lambda: bool(opened) and opened[0].receive_window <= 0)
-        (peer,) = pair.node.peers
-        peer.http2.sender.send_headers(opened[0], HEAD)
-        peer.http2.sender.send_data(opened[0], [framed(b"\xff")])
-        peer.flush()
-        assert await stream.read() is None
-        assert WHO_KNOWS == outcome(stream.failure)
+    async with held() as found:
+        found.peer.http2.sender.send_headers(found.theirs, HEAD)
+        found.peer.http2.sender.send_data(found.theirs, [framed(b"\xff")])
+        found.peer.flush()
+        assert await found.stream.read() is None
+        assert WHO_KNOWS == outcome(found.stream.failure)
         async with asyncio.timeout(PATIENCE_SECONDS):
-            assert not await writing
+            assert not await found.writing
 
 
 async def test_a_reader_that_does_not_read_holds_the_node_up() -> None:

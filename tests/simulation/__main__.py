@@ -76,11 +76,8 @@ def main() -> int:
         return replay(arguments)
     if arguments.hashes:
         for seed in range(arguments.first, arguments.first + arguments.hashes):
-            verdict = run(seed)
-            print(
-                f"seed {seed}: {verdict.events} events, {verdict.commands} commands, trace {verdict.trace_hash}",
-                flush=True,
-            )
+            plan = draw_plan(seed)
+            print(line_of(plan, run(seed, plan)), flush=True)
         return 0
     totals, until, started = Totals(), time.monotonic() + arguments.minutes * 60, time.process_time()
     while time.monotonic() < until:
@@ -113,11 +110,16 @@ def replay(arguments: argparse.Namespace) -> int:
         print(lanes.draw())
     for problem in verdict.problems:
         print(problem)
-    print(
+    print(line_of(plan, verdict))
+    return 1 if verdict.problems else 0
+
+
+def line_of(plan: Plan, verdict: Verdict) -> str:
+    """What became of one seed."""
+    return (
         f"seed {verdict.seed}: {verdict.events} events, {verdict.commands} commands, {len(plan.faults)} faults, "
         f"trace {verdict.trace_hash}, {'FAILED' if verdict.problems else 'no violation'}"
     )
-    return 1 if verdict.problems else 0
 
 
 def explain(plan: Plan, verdict: Verdict, *, budget_s: float) -> None:

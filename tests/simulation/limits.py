@@ -24,9 +24,10 @@ def over_limits(engine: Engine) -> list[str]:
 
     hold("requests in flight", engine.router.in_flight, settings.in_flight_requests_max)
     if len(engine.commit._group) > READIES_HELD_MAX:
-        # What must be synced is kept beyond it: it may not be dropped, and the log's own limits bound it.
+        # What must be synced may not be dropped, and is kept beyond it; there is no more of it than of promises.
         promises = sum(not ready.must_sync for _, ready in engine.commit._group)
         hold("promises held", promises, READIES_HELD_MAX)
+        hold("readies held that must be synced", len(engine.commit._group) - promises, READIES_HELD_MAX)
     hold("recent entries of all logs", engine.wal.cache.bytes_held, WAL.cache_bytes_max)
     # What is held between two checkpoints, twice: while one is being made, as much again may come in.
     held = len(engine.replicas) * 2 * (settings.log_bytes_per_checkpoint + settings.trailing_log_bytes)
