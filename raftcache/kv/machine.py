@@ -85,7 +85,7 @@ from raftcache.kv.records import Records
 from raftcache.kv.scan import scan
 from raftcache.kv.sessions import Session, Sessions
 from raftcache.kv.slots import SHARD_WIDE, SLOT_COUNT, slot_of
-from raftcache.kv.state_hash import StateHash
+from raftcache.kv.state_hash import PAGE_SLOTS, StateHash
 from raftcache.kv.verification import Verification, verify
 
 
@@ -417,7 +417,7 @@ class Machine:
             sealed = digest(record_key + body, seed)
             put(record_key, body + sealed)
             sums[slot] = total + number(sealed, "big")
-            touched[slot] = None
+            touched[slot // PAGE_SLOTS] = None
         self.revision = revision
         return refused
 

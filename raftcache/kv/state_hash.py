@@ -11,6 +11,7 @@ Caveat: the sum finds damage and divergence. It is not built to withstand somebo
 """
 
 from dataclasses import dataclass, field
+from itertools import chain
 from struct import Struct
 
 from raftcache.ids import Slot
@@ -23,11 +24,11 @@ HASH_MASK = (1 << 128) - 1
 
 PAGE_SLOTS = 64
 PAGE_VERSION = 1
+_PAGE = Struct(">B" + "Q16s" * PAGE_SLOTS)
+"""A version, then for each slot its count of records and the sum of their hashes."""
 _SLOT = Struct(">Q16s")
-"""Count of records, sum of their hashes."""
-_PAGE_BYTES = 1 + PAGE_SLOTS * _SLOT.size
-"""A version, then the slots."""
-_NEW_PAGE = bytes([PAGE_VERSION]) + bytes(_PAGE_BYTES - 1)
+"""One slot of a page."""
+_EMPTY_PAGE = bytes([PAGE_VERSION]) + bytes(_PAGE.size - 1)
 
 assert SLOT_COUNT % PAGE_SLOTS == 0, f"{SLOT_COUNT} slots do not fill pages of {PAGE_SLOTS}"
 assert SLOT_COUNT // PAGE_SLOTS <= 1 << 16, "a page's number has two bytes in its record key"
@@ -42,15 +43,13 @@ class StateHash:
     sums: dict[int, int] = field(default_factory=dict)
     """Slot -> sum of record hashes, *not* yet reduced modulo 2^128."""
     touched: dict[int, None] = field(default_factory=dict)
-    """Slots changed since the last flush. A dict, because sets have no order."""
-    _pages: dict[int, bytearray] = field(default_factory=dict)
-    """Page -> its body as of the last flush, so that a flush encodes the touched slots only."""
+    """Pages with slots that changed since the last flush. A dict, because sets have no order."""
 
     def change(self, slot: int, *, count: int, hash_delta: int) -> None:
         """Account for records that came, went or changed in `slot`."""
         self.counts[slot] = self.counts.get(slot, 0) + count
         self.sums[slot] = self.sums.get(slot, 0) + hash_delta
-        self.touched[slot] = None
+        self.touched[slot // PAGE_SLOTS] = None
 
     def total(self) -> int:
         """The hash of all slots."""
@@ -66,26 +65,25 @@ class StateHash:
 
     def flush(self, records: Records) -> None:
         """Write the touched pages. A page without records is deleted, so that records depend on the state alone."""
-        pages: dict[int, bool] = {}
-        for slot in self.touched:
-            page = slot // PAGE_SLOTS
-            body = self._pages.get(page)
-            if body is None:
-                body = self._pages[page] = bytearray(_NEW_PAGE)
-            count = self.counts[slot]
-            total = self.sums[slot] = self.sums[slot] & HASH_MASK
-            assert count > 0 or not total, f"slot {slot} has {count} records, and their hash is {total:#x}"
-            _SLOT.pack_into(body, 1 + slot % PAGE_SLOTS * _SLOT.size, count, total.to_bytes(HASH_BYTES, "big"))
-            pages[page] = pages.get(page, False) or not count
-        for page, emptied in pages.items():
+        for page in self.touched:
             key = page_key(page)
-            body = self._pages[page]
-            if emptied and body == _NEW_PAGE:
+            body = self._encode(page)
+            if body == _EMPTY_PAGE:
                 records.delete(key)
-                del self._pages[page]
             else:
-                records.put(key, seal(key, bytes(body)))
+                records.put(key, seal(key, body))
         self.touched.clear()
+
+    def _encode(self, page: int) -> bytes:
+        """All slots of the page at once: slot by slot, the pages of 16,384 slots would hold a node up for 30 ms."""
+        slots = range(page * PAGE_SLOTS, (page + 1) * PAGE_SLOTS)
+        counts = [self.counts.get(slot, 0) for slot in slots]
+        sums = [self.sums.get(slot, 0) & HASH_MASK for slot in slots]
+        assert all(counts) or not any(total for count, total in zip(counts, sums, strict=True) if not count), (
+            f"a slot of {slots} has no records, and a hash"
+        )
+        hashes = [total.to_bytes(HASH_BYTES, "big") for total in sums]
+        return _PAGE.pack(PAGE_VERSION, *chain.from_iterable(zip(counts, hashes, strict=True)))
 
     @staticmethod
     def load(records: Records) -> "StateHash":
@@ -96,9 +94,8 @@ class StateHash:
             if body[0] > PAGE_VERSION:
                 raise newer(f"the hash page {key!r}", found=body[0], known=PAGE_VERSION)
             page = int.from_bytes(key[1:], "big")
-            if body[0] != PAGE_VERSION or len(body) != _PAGE_BYTES or page >= SLOT_COUNT // PAGE_SLOTS or len(key) != 3:
+            if body[0] != PAGE_VERSION or len(body) != _PAGE.size or page >= SLOT_COUNT // PAGE_SLOTS or len(key) != 3:
                 raise damaged(key, record, "is no page of hashes")
-            state._pages[page] = bytearray(body)
             for offset, (count, digest) in enumerate(_SLOT.iter_unpack(body[1:])):
                 if count:
                     state.counts[page * PAGE_SLOTS + offset] = count

@@ -2,21 +2,24 @@
 
 Rules of this file:
 - every name, help text and bucket comes from `names`;
-- the write path pushes a handful of observations per *batch* (0.3 to 0.6 us each), never per command; the state of shards,
-  peers and queues is not pushed at all but collected from a callback at scrape time;
+- what is observed per batch or per call goes into a `Tally`, a tenth of what the library's histogram costs, and is made into
+  the library's families at scrape time; rare events go to its counters;
+- the state of shards, peers and queues is not pushed at all but collected from a callback at scrape time;
 - the registry is handed in, so that several nodes can live in one process, as they do in tests.
 """
 
 import platform
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics_core import Metric as MetricFamily
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.utils import floatToGoString
 
 from raftcache.telemetry import names
 from raftcache.telemetry.names import Metric, MetricKind
@@ -25,10 +28,30 @@ from raftcache.telemetry.samples import NodeSample, PeerSample, ShardSample
 NS_PER_SECOND = 1_000_000_000
 
 
-class ObservedHistogram(Protocol):
-    """A histogram's bound child, as its users see it."""
+class Tally:
+    """Observations of one kind, counted by bucket. Belongs to one thread, the event loop's, which also scrapes."""
 
-    def observe(self, amount: float) -> None: ...
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Iterable[float]) -> None:
+        """`bounds`: of the buckets, ascending, each inclusive; beyond the last there is one more."""
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, amount: float) -> None:
+        """Counts `amount` in."""
+        self._counts[bisect_left(self._bounds, amount)] += 1
+        self._sum += amount
+
+    def add_to(self, family: HistogramMetricFamily, labels: list[str]) -> None:
+        """What was observed so far, as a series of the family."""
+        bounds = [
+            floatToGoString(bound)  # type: ignore[no-untyped-call] # the package leaves it untyped
+            for bound in (*self._bounds, float("inf"))
+        ]
+        counts = [float(count) for count in accumulate(self._counts)]
+        family.add_metric(labels, list(zip(bounds, counts, strict=True)), self._sum)
 
 
 class Metrics:
@@ -36,9 +59,9 @@ class Metrics:
 
     __slots__ = (
         "_events",
-        "_rpc_bound",
         "_rpc_handled",
         "_rpc_seconds",
+        "_tallies",
         "apply_seconds",
         "checkpoints",
         "lmdb_commit_seconds",
@@ -57,22 +80,23 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         """Into `registry`, or into a new one that also measures this process."""
         self.registry = registry = new_registry() if registry is None else registry
-        self.wal_fsync_seconds = _histogram(names.WAL_FSYNC_SECONDS, registry)
-        self.wal_fsync_entries = _histogram(names.WAL_FSYNC_ENTRIES, registry)
-        self.wal_fsync_commands = _histogram(names.WAL_FSYNC_COMMANDS, registry)
+        self._tallies: list[tuple[Metric, Tally]] = []
+        self.wal_fsync_seconds = self._tally(names.WAL_FSYNC_SECONDS)
+        self.wal_fsync_entries = self._tally(names.WAL_FSYNC_ENTRIES)
+        self.wal_fsync_commands = self._tally(names.WAL_FSYNC_COMMANDS)
         self.wal_write_bytes = _counter(names.WAL_WRITE_BYTES, registry)
-        self.apply_seconds = _histogram(names.APPLY_SECONDS, registry)
-        self.raft_commit_seconds = _histogram(names.RAFT_COMMIT_SECONDS, registry)
-        self.read_index_seconds = _histogram(names.READ_INDEX_SECONDS, registry)
-        self.lmdb_commit_seconds = _histogram(names.LMDB_COMMIT_SECONDS, registry)
-        self.loop_lag = _histogram(names.LOOP_LAG, registry)
+        self.apply_seconds = self._tally(names.APPLY_SECONDS)
+        self.raft_commit_seconds = self._tally(names.RAFT_COMMIT_SECONDS)
+        self.read_index_seconds = self._tally(names.READ_INDEX_SECONDS)
+        self.lmdb_commit_seconds = self._tally(names.LMDB_COMMIT_SECONDS)
+        self.loop_lag = self._tally(names.LOOP_LAG)
         self.checkpoints = _bound(names.CHECKPOINTS, registry, "ok", "failed")
         self.snapshots_sent = _bound(names.SNAPSHOTS_SENT, registry, "ok", "failed")
         self.snapshots_received = _bound(names.SNAPSHOTS_RECEIVED, registry, "ok", "refused")
         self._events = _bound(names.EVENTS_TOTAL, registry, *names.EVENTS)
-        self._rpc_handled = _counter(names.RPC_HANDLED, registry)
-        self._rpc_seconds = _histogram(names.RPC_SECONDS, registry)
-        self._rpc_bound: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._rpc_handled: dict[tuple[str, str], int] = {}
+        self._rpc_seconds: dict[str, Tally] = {}
+        registry.register(self)
 
     def event(self, name: str) -> None:
         """Something happened that has a name in `names.EVENTS`."""
@@ -80,18 +104,37 @@ class Metrics:
 
     def rpc(self, method: str, code: str, took_ns: int) -> None:
         """A call was answered. `method` and `code` come from fixed sets: the service's methods, gRPC's codes."""
-        bound = self._rpc_bound.get((method, code))
-        if bound is None:
-            bound = self._rpc_handled.labels(method, code), self._rpc_seconds.labels(method)
-            self._rpc_bound[method, code] = bound
-        handled, seconds = bound
-        handled.inc()
+        answered = (method, code)
+        self._rpc_handled[answered] = self._rpc_handled.get(answered, 0) + 1
+        seconds = self._rpc_seconds.get(method)
+        if seconds is None:
+            seconds = self._rpc_seconds[method] = Tally(names.RPC_SECONDS.buckets)
         seconds.observe(took_ns / NS_PER_SECOND)
 
+    def collect(self) -> Iterator[MetricFamily]:
+        """All tallies, as families. Called by the registry, once per scrape."""
+        for metric, tally in self._tallies:
+            family = _histogram(metric)
+            tally.add_to(family, [])
+            yield family
+        handled = CounterMetricFamily(names.RPC_HANDLED.name, names.RPC_HANDLED.help, labels=names.RPC_HANDLED.labels)
+        for answered, count in self._rpc_handled.items():
+            handled.add_metric(answered, count)
+        yield handled
+        seconds = _histogram(names.RPC_SECONDS)
+        for method, tally in self._rpc_seconds.items():
+            tally.add_to(seconds, [method])
+        yield seconds
 
-def _histogram(metric: Metric, registry: CollectorRegistry) -> Histogram:
+    def _tally(self, metric: Metric) -> Tally:
+        tally = Tally(metric.buckets)
+        self._tallies.append((metric, tally))
+        return tally
+
+
+def _histogram(metric: Metric) -> HistogramMetricFamily:
     assert metric.kind is MetricKind.HISTOGRAM, metric
-    return Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry)
+    return HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
 
 
 def _bound(metric: Metric, registry: CollectorRegistry, *values: str) -> dict[str, Counter]:

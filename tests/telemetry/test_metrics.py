@@ -2,12 +2,15 @@
 
 import io
 
-from prometheus_client import CollectorRegistry
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from raftcache.telemetry import names
 from raftcache.telemetry.logging import Logging
-from raftcache.telemetry.metrics import Metrics, NodeCollector, new_registry, render
+from raftcache.telemetry.metrics import Metrics, NodeCollector, Tally, new_registry, render
 from raftcache.telemetry.names import MetricKind
 from raftcache.telemetry.observer import TelemetryObserver
 from raftcache.telemetry.samples import NodeSample, PeerSample, ShardSample
@@ -119,6 +122,30 @@ def test_pushed_metrics_are_seen() -> None:
     assert 1 == value("raftcache_events_total", {"event": "state_lost"})
     assert 1 == value("raftcache_events_total", {"event": "unknown_event"})
     assert 2 == value("raftcache_rpc_handled_total", {"method": "Put", "code": "OK"})
+
+
+BOUNDS = (0.25, 1.0, 4.0)
+
+
+@given(st.lists(st.one_of(st.sampled_from(BOUNDS), st.floats(0, 10, allow_subnormal=False)), max_size=50))
+def test_a_tally_says_what_the_librarys_histogram_says(amounts: list[float]) -> None:
+    """Bounds belong to their buckets, and what is beyond the last is counted too."""
+    registry = CollectorRegistry()
+    theirs = Histogram("amount", "About it.", ("label",), buckets=BOUNDS, registry=registry).labels("a")
+    ours = Tally(BOUNDS)
+    for amount in amounts:
+        theirs.observe(amount)
+        ours.observe(amount)
+    family = HistogramMetricFamily("amount", "About it.", labels=("label",))
+    ours.add_to(family, ["a"])
+    (expected,) = registry.collect()
+    seen = {(sample.name, *sample.labels.items()): sample.value for sample in family.samples}
+    assert len(seen) == len(BOUNDS) + 3
+    assert seen == {
+        (sample.name, *sample.labels.items()): sample.value
+        for sample in expected.samples
+        if not sample.name.endswith("_created")
+    }
 
 
 def test_checkpoints_and_snapshots_are_counted_by_outcome_from_their_events() -> None:
