@@ -104,11 +104,12 @@ ifdef NATIVE
 	@$(COPY_TREE)
 endif
 
-build/native/.built: $(STAMP) $(wildcard raftcache/*.py raftcache/*/*.py)
+build/native/.built: $(STAMP) deploy/spell_out.py $(wildcard raftcache/*.py raftcache/*/*.py)
 	@echo '#include <Python.h>' | $${CC:-gcc} -E $$($(BIN)/python -c 'import sysconfig; print("-I" + sysconfig.get_path("include"))') - >/dev/null || \
 		{ echo "native: no C compiler, or no headers of this Python. Debian/Ubuntu: apt install gcc python3-dev" >&2; exit 1; }
 	@echo "native: compiling takes about five minutes"
 	@rm -rf $(@D) && mkdir -p $(@D) && $(COPY_TREE)
+	@$(BIN)/python deploy/spell_out.py $(@D)
 	@cd $(@D) && HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(CURDIR)/$(BIN)/python -m hatchling build -t wheel
 	@cd $(@D) && PYTHONPATH=$$PWD $(CURDIR)/$(BIN)/python -c \
 		'import raftcache.raft.core as core; assert core.__file__.endswith(".so"), core.__file__'

@@ -211,7 +211,13 @@ class Storage:
     commit_bytes_max: int = _size(
         8 * MIB, 4 * KIB, 1 * GIB, about="... or after this many bytes: bounds the changed pages held in memory."
     )
-    commit_interval_ms: int = _duration_ms(500, 1, 60_000, about="... or after this time, whichever comes first.")
+    commit_interval_ms: int = _duration_ms(
+        2_000,
+        1,
+        60_000,
+        about="... or after this time, whichever comes first. With many shards it is this that counts: a commit writes every\n"
+        "changed page, and the next puts change the same ones again.",
+    )
     sync_inline_below_us: int = _duration_us(
         1_000,
         0,

@@ -31,7 +31,7 @@ class EngineSettings:
     commit_commands_max: int = 2000
     """Applied commands between two (unsynced) commits of a live environment: bounds the dirty pages held in memory."""
     commit_bytes_max: int = 8 << 20
-    commit_interval_ns: int = 500 * MS
+    commit_interval_ns: int = 2_000 * MS
     log_bytes_per_checkpoint: int = 64 << 20
     """Bounds replay at restart: 64 MiB of 130-byte commands is about half a million, some 5 s."""
     trailing_log_bytes: int = 16 << 20
