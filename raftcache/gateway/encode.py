@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from raftcache.errors import RaftCacheError, error_of
 from raftcache.gateway.errors import fill_detail
+from raftcache.gateway.plain_replies import plain_reply
 from raftcache.gateway.routes import Hint
 from raftcache.ids import ShardId
 from raftcache.kv.operations import (
@@ -83,6 +84,9 @@ def encode_reply(operation: Operation, reply: Reply, hints: Hints) -> bytes:
     """The serialised reply of a unary call. The reply is no failure."""
     result = reply.result
     assert not isinstance(result, (RaftCacheError, Failure)), f"{result} is a failure: ask failure_of first"
+    plain = plain_reply(operation, reply, hints(reply.shard))
+    if plain is not None:
+        return plain
     encoder = ENCODERS[type(operation)]
     message = encoder.message()
     fill_header(message.header, reply, result.revision, hints)
