@@ -202,10 +202,10 @@ class Storage:
         "hold all writes in flight.",
     )
     commit_commands_max: int = _count(
-        2_000,
+        1_000,
         1,
         1_000_000,
-        about="The live state is committed (not synced: the log is) after this many commands. 1,000 random puts take about\n"
+        about="The live state is committed (not synced: the log is) after this many commands. 1,000 random puts take 3 to\n"
         "1 ms to commit, during which the event loop waits.",
     )
     commit_bytes_max: int = _size(

@@ -28,7 +28,7 @@ class EngineSettings:
     in_flight_bytes_max: int = 256 << 20
     patience_ns: int = 5_000 * MS
     """How long a request waits here for a leader before it is refused: two election rounds and a restart's margin."""
-    commit_commands_max: int = 2000
+    commit_commands_max: int = 1000
     """Applied commands between two (unsynced) commits of a live environment: bounds the dirty pages held in memory."""
     commit_bytes_max: int = 8 << 20
     commit_interval_ns: int = 2_000 * MS
