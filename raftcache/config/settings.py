@@ -206,7 +206,7 @@ class Storage:
         1,
         1_000_000,
         about="The live state is committed (not synced: the log is) after this many commands. 1,000 random puts take 3 to\n"
-        "1 ms to commit, during which the event loop waits.",
+        "5 ms to commit, during which the event loop waits.",
     )
     commit_bytes_max: int = _size(
         8 * MIB, 4 * KIB, 1 * GIB, about="... or after this many bytes: bounds the changed pages held in memory."
