@@ -304,8 +304,13 @@ async def test_internal_data_buffering_cve_2019_9517() -> None:
         send_data(client, stream_id, framed(put))
         await client.answer(stream_id)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        # All are asked before the first is answered: once answers wait to be written, the server reads no more of this client.
+        found.node.hold = True
         for _ in range(900):
             client.call(kv_pb2.GetRequest(key=b"k").SerializeToString(), request_fields(b"/raftcache.v1.KvService/Get"))
+        await until(lambda: len(found.node.held) >= 900)
+        found.node.hold = False
+        found.node.release()
         await until(lambda: len(found.front._connections) == 1)
         assert found.front._held <= 4 << 20
 
