@@ -4,7 +4,8 @@ An input is a script: each action takes five bytes, is the client's or the serve
 valid. It is played twice, once with every write delivered whole and once cut into pieces, and must come to the same.
 
 `h2` raises where the server breaks the protocol. Beside that, after each exchange, the windows of both ends must be equal, and
-at the end every byte that was sent must have arrived. GOAWAY is left out: for `h2` it ends the connection at once.
+at the end every byte that was sent must have arrived. GOAWAY is left out: for `h2` it ends the connection at once. And while
+SETTINGS of one kind are not acknowledged, those of another are not sent: `h2` takes each acknowledgement for one of every kind.
 """
 
 from dataclasses import dataclass, field
@@ -96,6 +97,8 @@ class _Session:
         )
         self._exchanges: dict[int, _Exchange] = {}
         self._pings = 0
+        self._unacknowledged: list[h2.settings.SettingCodes] = []
+        """The client's SETTINGS, each of one kind, the oldest first."""
         self._client.initiate_connection()
         # Without a limit of its own, `h2` would need header blocks of 16 KiB for a CONTINUATION.
         self._frame_bytes_max = 100 if options & 0x80 else frames.FRAME_BYTES_DEFAULT
@@ -129,9 +132,9 @@ class _Session:
             case 7 if mine and mine in client.streams and not client.streams[mine].closed:
                 client.increment_flow_control_window(size + 1, mine)
             case 8 if flags & 1:
-                client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: _WINDOWS[which % len(_WINDOWS)]})
+                self._set(h2.settings.SettingCodes.INITIAL_WINDOW_SIZE, _WINDOWS[which % len(_WINDOWS)])
             case 8:
-                client.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: _TABLES[which % len(_TABLES)]})
+                self._set(h2.settings.SettingCodes.HEADER_TABLE_SIZE, _TABLES[which % len(_TABLES)])
             case 9:
                 self._say(flags, action[:4] * 2, mine)
             case 10 if theirs:
@@ -152,6 +155,11 @@ class _Session:
                 pass
         if verb & 0x80:
             self._exchange()
+
+    def _set(self, code: h2.settings.SettingCodes, value: int) -> None:
+        if set(self._unacknowledged) <= {code}:
+            self._client.update_settings({code: value})
+            self._unacknowledged.append(code)
 
     def _open(self, flags: int, size: int) -> None:
         if self._client.open_outbound_streams >= LIMITS.streams_max:
@@ -295,6 +303,8 @@ class _Session:
                 case h2.events.StreamReset():
                     self._exchanges[event.stream_id].server_reset = event.error_code
                     self._exchanges[event.stream_id].client_open = False
+                case h2.events.SettingsAcknowledged():
+                    del self._unacknowledged[:1]
                 case h2.events.PingAckReceived():
                     self._pings += 1
                 case _:
