@@ -55,12 +55,17 @@ class Checkpointing:
         self.snapshots_sent = 0
         self.snapshots_received = 0
 
+    @property
+    def running(self) -> bool:
+        """Whether a checkpoint is being taken."""
+        return self._running != NO_REPLICA
+
     # --- Taking them --------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Starts the most urgent checkpoint, if any is due and none is in progress."""
         self._ticks += 1
-        if self._running != NO_REPLICA:
+        if self.running:
             return
         if self._grown and self._ticks % REPLACE_EVERY_TICKS == 0:
             self._replace_grown()

@@ -153,6 +153,7 @@ class Engine:
             persisted=self._persisted,
             wake=self._schedule,
             in_flight=lambda: self.router.in_flight,
+            checkpointing=lambda: self.checkpointing.running,
         )
         self.lifecycle = Lifecycle(self, open_state, tracer)
         self.checkpointing = Checkpointing(self)

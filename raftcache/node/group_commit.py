@@ -7,6 +7,7 @@ Rules of this file:
 - `Ready`s of a replica are persisted in the order in which they were taken;
 - a fast disk is synced on the loop, a slow one in a thread, by the running mean of what it took; and on the loop only where
   no other request waits at this node: a loop that syncs takes nothing in, and the next group would have to be as small;
+- while a checkpoint is written every sync is a thread's: some then take fifty times the mean, and heartbeats would wait;
 - what needs the log to itself (a replica that comes or goes, deleting segments) waits for the moment *between* two
   syncs, and gets it after every single one: under load there is always a next group, and it would wait for ever;
 - a full disk holds back what needs room and nothing else: votes need none, and go on.
@@ -65,9 +66,10 @@ class GroupCommit:
         persisted: Callable[[list[Taken]], None],
         wake: Callable[[], None],
         in_flight: Callable[[], int],
+        checkpointing: Callable[[], bool],
     ) -> None:
         """`flush`: what was sent leaves; `persisted`: these are durable; `wake`: another turn is wanted; `in_flight`: how
-        many requests wait at this node."""
+        many requests wait at this node; `checkpointing`: whether a checkpoint is being written."""
         self.full = ""
         """Why the log takes nothing now; empty while it does."""
         self.syncing = False
@@ -82,6 +84,7 @@ class GroupCommit:
         self._persisted = persisted
         self._wake = wake
         self._in_flight = in_flight
+        self._checkpointing = checkpointing
         self._group: list[Taken] = []
         self._side_writes: list[ReplicaWrite] = []
         self._between: dict[str, Callable[[], None]] = {}
@@ -217,7 +220,8 @@ class GroupCommit:
 
     def _off_loop(self, work: Callable[[], None], done: Callable[[], None], *, others: bool = False) -> None:
         """Does the work, which syncs, and then `done`: here on a fast disk that no `others` wait behind, else in a thread."""
-        if not others and self._sync_mean_ns <= self._settings.sync_inline_below_ns:
+        fast = self._sync_mean_ns <= self._settings.sync_inline_below_ns and not self._checkpointing()
+        if fast and not others:
             work()
             done()
             return

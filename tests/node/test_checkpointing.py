@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
-from raftcache.errors import RaftCacheError
+from raftcache.errors import RaftCacheError, StorageFull
 from raftcache.ids import CATALOG_SHARD, Index, NodeId, ShardId, Term
 from raftcache.node.settings import MS
 from raftcache.raft.messages import AppendReply, Configuration, InstallSnapshot, Message, SnapshotMeta
+from raftcache.storage.checkpoint_result import OnCheckpoint
 from raftcache.storage.checkpoints import Outgoing
-from raftcache.storage.state import CheckpointDamaged, StateLost, StateStore
+from raftcache.storage.state import CheckpointDamaged, CheckpointFailed, StateLost, StateStore
 from tests.node.nodes import SHARD, Node, Nodes
 
 
@@ -58,6 +59,31 @@ def test_one_checkpoint_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         nodes.put(node, b"k%d" % number)
     nodes.tick(20)
     assert 1 == len(begun), "the others wait for the one that never ends here"
+
+
+def test_no_sync_holds_the_loop_up_while_a_checkpoint_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is busy with it, and a sync may take a tenth of a second: it is a thread's, until the checkpoint has ended."""
+    nodes = Nodes(1, log_bytes_per_checkpoint=500)
+    node = nodes.lead()
+    ends: list[tuple[SnapshotMeta, OnCheckpoint]] = []
+    monkeypatch.setattr(StateStore, "begin_checkpoint", lambda self, meta, done: ends.append((meta, done)))
+    node.scheduler.hold = True
+    nodes.put(node, b"k")
+    assert not node.scheduler.blocking, "a fast disk is synced on the loop"
+    node.scheduler.hold = False
+    while not ends:
+        nodes.put(node, b"k")
+        nodes.tick()
+    node.scheduler.hold = True
+    nodes.put(node, b"k")
+    assert 1 == len(node.scheduler.blocking)
+    node.scheduler.hold = False
+    nodes.run()
+    ((meta, done),) = ends
+    done(CheckpointFailed(meta, StorageFull("no room")))
+    node.scheduler.hold = True
+    nodes.put(node, b"k")
+    assert not node.scheduler.blocking
 
 
 def test_checkpoint_that_does_not_add_up_condemns_the_live_state() -> None:
