@@ -158,8 +158,7 @@ class Engine:
         self.lifecycle = Lifecycle(self, open_state, tracer)
         self.checkpointing = Checkpointing(self)
         self.keeper = Keeper(self)
-        self._scheduler = scheduler
-        self._disk_free = disk_free
+        self._scheduler, self._disk_free = scheduler, disk_free
         self._on_directory = on_directory
         self._directory_kept = True
         self._touched: dict[ReplicaId, Replica] = {}
