@@ -12,7 +12,7 @@ from typing import Final
 
 from raftcache.gateway.routes import Hint
 from raftcache.ids import Index, Revision, ShardId
-from raftcache.kv.operations import GetResult, KeyEntry, Operation, Put, WriteResult
+from raftcache.kv.operations import Get, GetResult, KeyEntry, Operation, Put, WriteResult
 from raftcache.node.api import Reply
 
 _LAST: Final = tuple(bytes([number]) for number in range(0x80))
@@ -22,7 +22,7 @@ _MORE: Final = tuple(bytes([number | 0x80]) for number in range(0x80))
 def plain_reply(operation: Operation, reply: Reply, hint: Hint | None) -> bytes | None:
     """The serialised reply; None where it is not one of these two."""
     result = reply.result
-    if type(result) is GetResult:
+    if type(result) is GetResult and type(operation) is Get:
         header = _header_of_reads(reply.shard, reply.index, result.revision, reply.age_ms, hint)
         return header if result.entry is None else header + _field(b"\x12", _entry(result.entry))
     if type(result) is WriteResult and type(operation) is Put and result.previous is None and result.current is None:

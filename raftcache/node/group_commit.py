@@ -7,7 +7,7 @@ Rules of this file:
 - `Ready`s of a replica are persisted in the order in which they were taken;
 - a fast disk is synced on the loop, a slow one in a thread, by the running mean of what it took; and on the loop only where
   no other request waits at this node: a loop that syncs takes nothing in, and the next group would have to be as small;
-- while a checkpoint is written every sync is a thread's: some then take fifty times the mean, and heartbeats would wait;
+- while a checkpoint is written the sync of a group is a thread's: some then take fifty times the mean, and heartbeats would wait;
 - what needs the log to itself (a replica that comes or goes, deleting segments) waits for the moment *between* two
   syncs, and gets it after every single one: under load there is always a next group, and it would wait for ever;
 - a full disk holds back what needs room and nothing else: votes need none, and go on.
