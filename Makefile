@@ -143,7 +143,7 @@ format: setup
 	$(BIN)/ruff format .
 
 types: setup
-	$(BIN)/mypy --strict raftcache jepsen-style/faults
+	$(BIN)/mypy --strict raftcache jepsen-style/faults deploy/spell_out.py
 
 contracts: setup
 	$(BIN)/lint-imports --no-logo

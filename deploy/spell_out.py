@@ -16,14 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def main(tree: Path) -> int:
-    """Changes the files; the exit status."""
+def main(tree: Path) -> None:
+    """Changes the files."""
     for path in compiled_files(tree):
-        source = path.read_text()
-        spelled = spell_out(source)
-        if spelled != source:
-            path.write_text(spelled)
-    return 0
+        path.write_text(spell_out(path.read_text()))
 
 
 def compiled_files(tree: Path) -> Iterator[Path]:
@@ -39,21 +35,17 @@ def compiled_files(tree: Path) -> Iterator[Path]:
 def spell_out(source: str) -> str:
     """The same module, with an `__init__` in each dataclass where that is all that changes."""
     lines = source.splitlines(keepends=True)
+    changed = False
     # From the last to the first, so that line numbers stay true.
     for node in reversed(ast.parse(source).body):
-        if (
-            isinstance(node, ast.ClassDef)
-            and (decorator := _decorator(node)) is not None
-            and _is_plain(node, decorator)
-        ):
-            fields = [statement for statement in node.body if isinstance(statement, ast.AnnAssign)]
-            lines.insert(_end(node), _init(fields))
+        if isinstance(node, ast.ClassDef) and (decorator := _plain_dataclass(node)) is not None:
+            lines.insert(_end(node), _init(_fields(node)))
             options = [*(ast.unparse(keyword) for keyword in decorator.keywords), "init=False"]
             lines[decorator.lineno - 1 : _end(decorator)] = [f"@dataclass({', '.join(options)})\n"]
-        elif isinstance(node, ast.ImportFrom) and node.module == "dataclasses":
+            changed = True
+        elif isinstance(node, ast.ImportFrom) and node.module == "dataclasses" and changed:
             lines.insert(_end(node), "from dataclasses import MISSING\n")
-    spelled = "".join(lines)
-    return spelled if "init=False" in spelled else source
+    return "".join(lines)
 
 
 def _init(fields: list[ast.AnnAssign]) -> str:
@@ -73,40 +65,39 @@ def _init(fields: list[ast.AnnAssign]) -> str:
     return f"\n    def __init__({', '.join(parameters)}) -> None:\n{''.join(sets)}"
 
 
-def _decorator(node: ast.ClassDef) -> ast.Call | None:
-    """`@dataclass(...)`, if that is all that decorates the class."""
+def _plain_dataclass(node: ast.ClassDef) -> ast.Call | None:
+    """The only decorator of the class, if it is `@dataclass(...)`, whose `__init__` sets the fields and does nothing else."""
     match node.decorator_list:
         case [ast.Call(func=ast.Name(id="dataclass")) as decorator]:
-            return decorator
+            options = {keyword.arg for keyword in decorator.keywords}
         case _:
             return None
-
-
-def _is_plain(node: ast.ClassDef, decorator: ast.Call) -> bool:
-    """Whether the `__init__` that the dataclass gets sets its fields and does nothing else."""
-    options = {keyword.arg for keyword in decorator.keywords}
     methods = {statement.name for statement in node.body if isinstance(statement, ast.FunctionDef)}
-    fields = [statement for statement in node.body if isinstance(statement, ast.AnnAssign)]
-    return (
-        not node.bases
-        and not options & {"frozen", "init", "kw_only"}
-        and not methods & {"__init__", "__post_init__"}
-        and bool(fields)
-        and all(_is_simple(statement) for statement in fields)
-    )
+    if node.bases or options & {"frozen", "init", "kw_only"} or methods & {"__init__", "__post_init__"}:
+        return None
+    fields = _fields(node)
+    return decorator if fields and all(_is_plain_field(field) for field in fields) else None
 
 
-def _is_simple(statement: ast.AnnAssign) -> bool:
-    """Whether a field has no more than a default, or a factory."""
-    said = isinstance(statement.value, ast.Call) and ast.unparse(statement.value.func) == "field"
-    return "ClassVar" not in ast.unparse(statement.annotation) and (not said or _factory(statement) is not None)
+def _fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
+    return [statement for statement in node.body if isinstance(statement, ast.AnnAssign)]
+
+
+def _is_plain_field(statement: ast.AnnAssign) -> bool:
+    """Whether it is a field, with no more than a default, or a factory."""
+    if any(special in ast.unparse(statement.annotation) for special in ("ClassVar", "InitVar", "KW_ONLY")):
+        return False
+    more = isinstance(statement.value, ast.Call) and ast.unparse(statement.value.func).split(".")[-1] == "field"
+    return not more or _factory(statement) is not None
 
 
 def _factory(statement: ast.AnnAssign) -> str | None:
-    """What makes the field's default, if a factory does."""
+    """The name of what makes the field's default, if a factory does."""
     match statement.value:
-        case ast.Call(func=ast.Name(id="field"), args=[], keywords=[ast.keyword(arg="default_factory", value=factory)]):
-            return ast.unparse(factory)
+        case ast.Call(
+            func=ast.Name(id="field"), args=[], keywords=[ast.keyword(arg="default_factory", value=ast.Name(id=name))]
+        ):
+            return name
         case _:
             return None
 
@@ -118,4 +109,4 @@ def _end(node: ast.ClassDef | ast.Call | ast.ImportFrom) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    main(Path(sys.argv[1]))

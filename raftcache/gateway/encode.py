@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 from raftcache.errors import RaftCacheError, error_of
 from raftcache.gateway.errors import fill_detail
 from raftcache.gateway.plain_replies import plain_reply
-from raftcache.gateway.routes import Hint
-from raftcache.ids import ShardId
+from raftcache.gateway.routes import Hints
 from raftcache.kv.operations import (
     CloseSession,
     CompareAndSwap,
@@ -36,8 +35,6 @@ from raftcache.kv.operations import (
 )
 from raftcache.node.api import Reply
 from raftcache.v1 import kv_pb2, types_pb2
-
-Hints = Callable[[ShardId], Hint | None]
 
 
 def fill_header(header: types_pb2.ResponseHeader, reply: Reply, revision: int, hints: Hints) -> None:
@@ -84,7 +81,7 @@ def encode_reply(operation: Operation, reply: Reply, hints: Hints) -> bytes:
     """The serialised reply of a unary call. The reply is no failure."""
     result = reply.result
     assert not isinstance(result, (RaftCacheError, Failure)), f"{result} is a failure: ask failure_of first"
-    plain = plain_reply(operation, reply, hints(reply.shard))
+    plain = plain_reply(operation, reply, hints)
     if plain is not None:
         return plain
     encoder = ENCODERS[type(operation)]

@@ -10,7 +10,7 @@ Source: https://protobuf.dev/programming-guides/encoding, proto/raftcache/v1/kv.
 from functools import lru_cache
 from typing import Final
 
-from raftcache.gateway.routes import Hint
+from raftcache.gateway.routes import Hint, Hints
 from raftcache.ids import Index, Revision, ShardId
 from raftcache.kv.operations import Get, GetResult, KeyEntry, Operation, Put, WriteResult
 from raftcache.node.api import Reply
@@ -19,14 +19,14 @@ _LAST: Final = tuple(bytes([number]) for number in range(0x80))
 _MORE: Final = tuple(bytes([number | 0x80]) for number in range(0x80))
 
 
-def plain_reply(operation: Operation, reply: Reply, hint: Hint | None) -> bytes | None:
+def plain_reply(operation: Operation, reply: Reply, hints: Hints) -> bytes | None:
     """The serialised reply; None where it is not one of these two."""
     result = reply.result
     if type(result) is GetResult and type(operation) is Get:
-        header = _header_of_reads(reply.shard, reply.index, result.revision, reply.age_ms, hint)
+        header = _header_of_reads(reply.shard, reply.index, result.revision, reply.age_ms, hints(reply.shard))
         return header if result.entry is None else header + _field(b"\x12", _entry(result.entry))
     if type(result) is WriteResult and type(operation) is Put and result.previous is None and result.current is None:
-        header = _header(reply.shard, reply.index, result.revision, reply.age_ms, hint)
+        header = _header(reply.shard, reply.index, result.revision, reply.age_ms, hints(reply.shard))
         return header + b"\x10\x01" if result.succeeded else header
     return None
 
@@ -39,9 +39,7 @@ def varint(number: int) -> bytes:
 
 def _header(shard: ShardId, index: Index, revision: Revision, age_ms: int, hint: Hint | None) -> bytes:
     """The field `header` of either."""
-    fields = _number(b"\x08", shard) + _number(b"\x10", index) + _number(b"\x18", revision)
-    if age_ms:
-        fields += b"\x20" + varint(age_ms)
+    fields = _number(b"\x08", shard) + _number(b"\x10", index) + _number(b"\x18", revision) + _number(b"\x20", age_ms)
     if hint is not None:
         address, epoch = hint
         if address:
@@ -62,11 +60,7 @@ def _entry(entry: KeyEntry) -> bytes:
     fields += (
         _number(b"\x18", entry.version) + _number(b"\x20", entry.create_revision) + _number(b"\x28", entry.mod_revision)
     )
-    if entry.lease:
-        fields += b"\x30" + varint(entry.lease)
-    if entry.expiry_ms:
-        fields += b"\x38" + varint(entry.expiry_ms)
-    return fields
+    return fields + _number(b"\x30", entry.lease) + _number(b"\x38", entry.expiry_ms)
 
 
 def _number(tag: bytes, number: int) -> bytes:

@@ -21,6 +21,10 @@ class Hint(NamedTuple):
     """Of the directory that the address is from."""
 
 
+Hints = Callable[[ShardId], Hint | None]
+"""Where else a shard is led; None where it is led from here, or by nobody known."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardRoute:
     """One shard that owns slots."""

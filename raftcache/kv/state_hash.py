@@ -79,9 +79,9 @@ class StateHash:
         slots = range(page * PAGE_SLOTS, (page + 1) * PAGE_SLOTS)
         counts = [self.counts.get(slot, 0) for slot in slots]
         sums = [self.sums.get(slot, 0) & HASH_MASK for slot in slots]
-        assert all(counts) or not any(total for count, total in zip(counts, sums, strict=True) if not count), (
-            f"a slot of {slots} has no records, and a hash"
-        )
+        if min(counts) <= 0:
+            for slot, count, total in zip(slots, counts, sums, strict=True):
+                assert count > 0 or not total, f"slot {slot} has {count} records, and their hash is {total:#x}"
         hashes = [total.to_bytes(HASH_BYTES, "big") for total in sums]
         return _PAGE.pack(PAGE_VERSION, *chain.from_iterable(zip(counts, hashes, strict=True)))
 

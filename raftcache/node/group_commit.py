@@ -219,7 +219,8 @@ class GroupCommit:
         return passing
 
     def _off_loop(self, work: Callable[[], None], done: Callable[[], None], *, others: bool = False) -> None:
-        """Does the work, which syncs, and then `done`: here on a fast disk that no `others` wait behind, else in a thread."""
+        """Does the work, which syncs, and then `done`: here on a fast disk that has nothing else to do and no
+        `others` waiting, else in a thread."""
         fast = self._sync_mean_ns <= self._settings.sync_inline_below_ns and not self._checkpointing()
         if fast and not others:
             work()

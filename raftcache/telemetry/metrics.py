@@ -1,4 +1,4 @@
-"""Metrics: what is pushed, with its children bound once, and what is read only when somebody scrapes.
+"""Metrics: what is pushed, into tallies and bound counters, and what is read only when somebody scrapes.
 
 Rules of this file:
 - every name, help text and bucket comes from `names`;
@@ -55,7 +55,7 @@ class Tally:
 
 
 class Metrics:
-    """All that is pushed. Attributes are bound children: an update is one call."""
+    """All that is pushed; an update is one call."""
 
     __slots__ = (
         "_events",
@@ -110,6 +110,10 @@ class Metrics:
         if seconds is None:
             seconds = self._rpc_seconds[method] = Tally(names.RPC_SECONDS.buckets)
         seconds.observe(took_ns / NS_PER_SECOND)
+
+    def describe(self) -> Iterator[MetricFamily]:
+        """The families, so that the registry knows their names and refuses them to others."""
+        return self.collect()
 
     def collect(self) -> Iterator[MetricFamily]:
         """All tallies, as families. Called by the registry, once per scrape."""

@@ -93,7 +93,10 @@ def test_a_class_takes_and_keeps_the_same(ours: type, theirs: type) -> None:
     assert repr(ours(**values)) == repr(made)
     assert ours.__dataclass_params__.eq == (made == theirs(**values))  # type: ignore[attr-defined] # a dataclass has it
     with pytest.raises(TypeError):
-        theirs(**dict(list(needed.items())[1:]), unheard_of=1)
+        theirs(**needed, unheard_of=1)
+    for name in needed:
+        with pytest.raises(TypeError):
+            theirs(**{other: value for other, value in needed.items() if other != name})
 
 
 def test_what_a_factory_makes_is_not_shared() -> None:
@@ -110,6 +113,12 @@ FROZEN = "from dataclasses import dataclass, field\n@dataclass(slots=True, froze
     [
         FROZEN,
         FROZEN.replace(", frozen=True", "").replace("int", "int = field(default=3, repr=False)"),
+        FROZEN.replace(", frozen=True", "").replace("int", "dict[int, int] = field(default_factory=lambda: {})"),
+        FROZEN.replace(", frozen=True", "").replace("int", "int = dataclasses.field(default=3)"),
+        FROZEN.replace(", frozen=True", "").replace("int", "InitVar[int]"),
+        FROZEN.replace(", frozen=True", "").replace("int", "ClassVar[int] = 1\n    b: int"),
+        FROZEN.replace(", frozen=True", "").replace("int", "int\n    _: KW_ONLY\n    b: int"),
+        FROZEN.replace(", frozen=True", "") + "\n    def __init__(self) -> None:\n        self.a = 1\n",
         FROZEN.replace(", frozen=True", "") + "\n    def __post_init__(self) -> None:\n        self.a += 1\n",
         FROZEN.replace(", frozen=True", "").replace("class A:", "class A(B):"),
         FROZEN.replace(", frozen=True", ", kw_only=True"),

@@ -52,7 +52,7 @@ def test_a_reply_is_what_the_library_writes(
     """Every field, absent ones too, and every length of a number."""
     (operation, result), shard, index, age_ms, hint = drawn
     reply = Reply(None, result, ShardId(shard), Index(index), age_ms)
-    assert by_the_library(operation, reply, hint) == plain_reply(operation, reply, hint)
+    assert by_the_library(operation, reply, hint) == plain_reply(operation, reply, lambda _: hint)
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,12 @@ def test_a_reply_is_what_the_library_writes(
         (Put(b"key", b"value"), WriteResult(Revision(1), previous=ENTRY)),
         (Put(b"key", b"value"), WriteResult(Revision(1), succeeded=False, current=ENTRY)),
         (Delete(b"key"), WriteResult(Revision(1), deleted=True)),
+        (Put(b"key", b"value"), GetResult(Revision(1), None)),
     ],
 )
-def test_every_other_reply_is_left_to_the_library(operation: Operation, result: WriteResult) -> None:
-    """A Put that returns an entry, and whatever else answers with a WriteResult."""
-    assert plain_reply(operation, Reply(None, result), None) is None
+def test_every_other_reply_is_left_to_the_library(operation: Operation, result: GetResult | WriteResult) -> None:
+    """A Put that returns an entry, whatever else answers with a WriteResult, and a result of another operation."""
+    assert plain_reply(operation, Reply(None, result), lambda _: None) is None
 
 
 def test_a_negative_number_is_refused() -> None:

@@ -7,7 +7,7 @@ from xxhash import xxh3_64_intdigest
 
 from raftcache.errors import Corruption
 from raftcache.ids import Slot
-from raftcache.kv.layout import DEFAULT_PREFIX, seal
+from raftcache.kv.layout import DEFAULT_PREFIX, TABLE_HASHES, seal, table_end, unseal
 from raftcache.kv.limits import KvLimits
 from raftcache.kv.machine import Machine
 from raftcache.kv.operations import Delete, Put, SessionStamp
@@ -132,6 +132,21 @@ def test_the_hash_is_what_it_is_defined_as(shard: Shard) -> None:
     for key, record in shard.records.scan(b"D", b"E"):
         total += xxh3_64_intdigest(key + record[:-8], seed=len(key))
     assert total % 2**128 == shard.machine.state_hash
+
+
+def test_a_page_of_hashes_is_its_slots_one_after_the_other(shard: Shard) -> None:
+    """Checkpoints have these bytes: a version, and for each of 64 slots eight bytes of count and sixteen of hash."""
+    for number in range(200):
+        shard.one(Put(b"key-%d" % number, b"v"))
+    shard.machine.flush()
+    hashes = shard.machine._hashes
+    pages = list(shard.records.scan(TABLE_HASHES, table_end(TABLE_HASHES)))
+    assert pages
+    for key, record in pages:
+        first = int.from_bytes(key[1:], "big") * 64
+        slots = [hashes.of(Slot(slot)) for slot in range(first, first + 64)]
+        expected = b"\1" + b"".join(count.to_bytes(8, "big") + total.to_bytes(16, "big") for count, total in slots)
+        assert expected == unseal(key, record)
 
 
 def test_slot_hashes_add_up_to_the_shards(shard: Shard) -> None:

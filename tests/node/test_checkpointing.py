@@ -71,9 +71,10 @@ def test_no_sync_holds_the_loop_up_while_a_checkpoint_is_written(monkeypatch: py
     nodes.put(node, b"k")
     assert not node.scheduler.blocking, "a fast disk is synced on the loop"
     node.scheduler.hold = False
-    while not ends:
+    for _ in range(20):
         nodes.put(node, b"k")
         nodes.tick()
+    assert 1 == len(ends), "it has begun, and has not ended"
     node.scheduler.hold = True
     nodes.put(node, b"k")
     assert 1 == len(node.scheduler.blocking)

@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
@@ -122,6 +123,20 @@ def test_pushed_metrics_are_seen() -> None:
     assert 1 == value("raftcache_events_total", {"event": "state_lost"})
     assert 1 == value("raftcache_events_total", {"event": "unknown_event"})
     assert 2 == value("raftcache_rpc_handled_total", {"method": "Put", "code": "OK"})
+    assert 0.002 == value("raftcache_rpc_duration_seconds_sum", {"method": "Put"})
+    assert 2 == value("raftcache_wal_fsync_entries_sum")
+    assert 0.003 == value("raftcache_lmdb_commit_duration_seconds_sum")
+
+
+def test_the_registry_knows_what_is_tallied() -> None:
+    """It finds one family by its name, and refuses the name to others, as it does with the library's own metrics."""
+    registry = new_registry(process=False)
+    metrics = Metrics(registry)
+    metrics.loop_lag.observe(1.0)
+    alone = registry.restricted_registry(["raftcache_eventloop_lag_seconds_count"])
+    assert [1.0] == [sample.value for family in alone.collect() for sample in family.samples]
+    with pytest.raises(ValueError, match="raftcache_eventloop_lag_seconds"):
+        Histogram("raftcache_eventloop_lag_seconds", "Another.", registry=registry)
 
 
 BOUNDS = (0.25, 1.0, 4.0)
