@@ -177,8 +177,9 @@ class Storage:
         64 * MIB,
         64 * KIB,
         64 * GIB,
-        about="A shard is checkpointed after this much log. Bounds what a restart replays: 64 MiB of commands of 130 bytes\n"
-        "are about half a million, some 5 s.",
+        about="A shard is checkpointed after this much log at most. Bounds what a restart replays: 64 MiB of commands of\n"
+        "130 bytes are about half a million, some 5 s. Where checkpoints take long (a state of gigabytes) they take a third\n"
+        "of a node's time at most: the log is longer then, up to log_bytes_max.",
     )
     trailing_log_bytes: int = _size(
         16 * MIB,

@@ -5,6 +5,9 @@ repaired from the log alone. A snapshot is a checkpoint on its way to another re
 
 Rules of this file:
 - one checkpoint at a time per node: each costs a copy and a verification, in a thread and a child process;
+- a node rests twice as long as its last one took, unless a follower waits or the log is too long: what a checkpoint costs
+  grows with the state, and the log that calls for one does not;
+- the replicas of a group do not take theirs at once (`_due_bytes`): a majority should always have its disks for the log;
 - the log is compacted only below a *verified, durable* checkpoint, and `trailing_log_bytes` stay below it for laggards;
 - at most `snapshots_out_max` snapshots leave a node at once, one per follower; a refused one is asked for again by Raft;
 - a received snapshot is verified here before the core hears of it: damage is never passed on.
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 REPLACE_EVERY_TICKS = 50
 """One grown environment in five seconds at most: each costs its replica a replay."""
+RESTS = 2
+"""Rests of a node, in lengths of its last checkpoint: these take a third of its time at most."""
 RETRY_TICKS = 100
 """Ticks before a checkpoint that failed is tried again (10 s): a full disk or a killed verifier is seldom gone sooner."""
 
@@ -46,7 +51,7 @@ class Checkpointing:
         self._engine = engine
         self._running: ReplicaId = NO_REPLICA
         self._not_before: dict[ReplicaId, int] = {}
-        self._ticks = 0
+        self._ticks = self._begun = self._rest_until = 0
         self._grown: set[ReplicaId] = set()
         """Replicas whose live environment is to be replaced."""
         self._sending: set[tuple[ReplicaId, ReplicaId]] = set()
@@ -111,10 +116,17 @@ class Checkpointing:
             for replica in candidates:
                 if replica.replica_id == pinning and replica.checkpoint_log_bytes > 0:
                     return replica
-        longest = max(candidates, key=lambda replica: replica.checkpoint_log_bytes, default=None)
-        if longest is not None and longest.checkpoint_log_bytes >= engine.settings.log_bytes_per_checkpoint:
-            return longest
+        if self._ticks >= self._rest_until:
+            longest = max(candidates, key=lambda replica: replica.checkpoint_log_bytes, default=None)
+            if longest is not None and longest.checkpoint_log_bytes >= self._due_bytes(longest):
+                return longest
         return None
+
+    def _due_bytes(self, replica: Replica) -> int:
+        """Log after which a checkpoint is due: the limit for one of a group's three replicas (their ids follow each other),
+        an eighth and two eighths less for the others."""
+        limit = self._engine.settings.log_bytes_per_checkpoint
+        return limit - limit * (replica.replica_id % 3) // 8
 
     def begin(self, replica: Replica) -> None:
         """Takes a checkpoint of the state as it is now."""
@@ -122,7 +134,7 @@ class Checkpointing:
         assert machine is not None, f"replica {replica.replica_id} has no state to checkpoint"
         meta = SnapshotMeta(machine.applied_index, machine.applied_term, decode_configuration(machine.configuration))
         covered = replica.checkpoint_log_bytes
-        self._running = replica.replica_id
+        self._running, self._begun = replica.replica_id, self._ticks
         try:
             self._engine.commit_state(replica, self._engine.clock.monotonic_ns(), complete=True)
             replica.state.begin_checkpoint(meta, lambda result: self._on_checkpoint(replica, covered, result))
@@ -132,6 +144,7 @@ class Checkpointing:
 
     def _on_checkpoint(self, replica: Replica, covered: int, result: CheckpointResult) -> None:
         self._running = NO_REPLICA
+        self._rest_until = self._ticks + RESTS * (self._ticks - self._begun)
         engine = self._engine
         if engine.replicas.get(replica.replica_id) is not replica or replica.stopped:
             return

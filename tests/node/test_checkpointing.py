@@ -1,5 +1,7 @@
 """When checkpoints are taken, what they let go of, and how snapshots come and go."""
 
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +61,75 @@ def test_one_checkpoint_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         nodes.put(node, b"k%d" % number)
     nodes.tick(20)
     assert 1 == len(begun), "the others wait for the one that never ends here"
+
+
+Begun = list[tuple[SnapshotMeta, OnCheckpoint]]
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
+    """Checkpoints that were begun, with what ends them: by itself none does."""
+    begun: Begun = []
+    monkeypatch.setattr(StateStore, "begin_checkpoint", lambda self, meta, done: begun.append((meta, done)))
+    return begun
+
+
+def two_due(**settings: int) -> tuple[Nodes, Node]:
+    """A node with two shards that have both more log than calls for a checkpoint."""
+    nodes = Nodes(1, shards=2, log_bytes_per_checkpoint=2_000, **settings)
+    node = nodes.lead()
+    nodes.lead(ShardId(2))
+    while min(node.replica(shard).checkpoint_log_bytes for shard in (SHARD, ShardId(2))) < 2_000:
+        for number in range(50):
+            nodes.put(node, b"k%d" % number, b"x" * 50)
+    return nodes, node
+
+
+def test_a_node_rests_twice_as_long_as_its_checkpoint_took(begun: Begun) -> None:
+    """Where a checkpoint takes long the next is not begun at once, however much log there is."""
+    nodes, _ = two_due()
+    nodes.tick()
+    ((meta, done),) = begun
+    nodes.tick(10)
+    done(CheckpointFailed(meta, StorageFull("no room")))
+    nodes.tick(19)
+    assert 1 == len(begun)
+    nodes.tick(1)
+    assert 2 == len(begun)
+
+
+def test_a_log_that_is_too_long_is_not_rested_for(begun: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of the disk stands above the rest."""
+    nodes, node = two_due()
+    nodes.tick()
+    ((meta, done),) = begun
+    nodes.tick(10)
+    done(CheckpointFailed(meta, StorageFull("no room")))
+    nodes.tick()
+    assert 1 == len(begun)
+    node.engine.settings = replace(node.engine.settings, log_bytes_max=1)
+    (other,) = {node.replica().replica_id, node.replica(ShardId(2)).replica_id} - {*meta.configuration.voters}
+    monkeypatch.setattr(node.engine.wal, "pinned_by", lambda: other)
+    nodes.tick()
+    assert 2 == len(begun)
+
+
+def test_replicas_of_a_group_take_their_checkpoints_one_after_the_other() -> None:
+    """A majority has its disks for the log meanwhile: the nodes are an eighth of the log apart."""
+    nodes = Nodes(3, log_bytes_per_checkpoint=8_000)
+    leader = nodes.lead()
+    first: list[int] = []
+    for number in range(400):
+        nodes.put(leader, b"k%d" % number, b"x" * 50)
+        nodes.tick()
+        done = sum(node.engine.checkpointing.checkpoints > 0 for node in nodes)
+        assert len(first) <= done <= len(first) + 1, "two nodes began theirs together"
+        if done > len(first):
+            first.append(number)
+        if done == 3:
+            break
+    assert 3 == len(first)
+    assert min(later - earlier for earlier, later in itertools.pairwise(first)) >= 5
 
 
 def test_no_sync_holds_the_loop_up_while_a_checkpoint_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
