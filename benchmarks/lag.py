@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmarks import prometheus
+from benchmarks import idle_loop, prometheus
 from benchmarks.systems import Raftcache
 from benchmarks.throughput import KEYS, Plan, fill, keys_of, random_requests, unary
 
@@ -24,16 +24,19 @@ class NodeLag:
     checkpoints: int
 
 
-def under_load(system: Raftcache, plan: Plan) -> dict[str, NodeLag]:
-    """By node, of a load of puts of random ones of 100,000 keys."""
+def under_load(system: Raftcache, plan: Plan) -> tuple[dict[str, NodeLag], dict[str, float]]:
+    """By node, of a load of puts of random ones of 100,000 keys; and what `idle_loop` measured beside them."""
     keys = keys_of(KEYS)
     fill(system, keys)
     addresses, requests = random_requests(system, "put", keys)
     unary(system, plan, "", system.put_path, requests, OUTSTANDING, seconds=plan.warm_up_seconds, addresses=addresses)
     before = _scrape(system)
     load = "put, event loop's lag"
+    idle = idle_loop.start(plan.seconds)
     unary(system, plan, load, system.put_path, requests, OUTSTANDING, writes=True, addresses=addresses)
-    return {name: lag_between(before[name], after) for name, after in _scrape(system).items()}
+    after = _scrape(system)
+    beside = idle_loop.finish(idle, plan.seconds)
+    return {name: lag_between(before[name], after[name]) for name in after}, beside
 
 
 def _scrape(system: Raftcache) -> dict[str, dict[str, float]]:

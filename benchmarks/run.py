@@ -190,12 +190,17 @@ class Bench:
     def _lag(self) -> None:
         with self._ours() as ours:
             plan = self._plan(1, QUICK_LAG_SECONDS if self.options.quick else LAG_SECONDS)
-            self.absolute.loop_lag = lag.under_load(ours, plan)
+            self.absolute.loop_lag, self.absolute.idle_loop = lag.under_load(ours, plan)
         for name, node in self.absolute.loop_lag.items():
             say(
                 f"  {name}: p99.9 of {node.probes:,} lags {node.above * 1000:g} to {node.below * 1000:g} ms,"
                 f" {node.checkpoints} checkpoints taken"
             )
+        idle = self.absolute.idle_loop
+        say(
+            f"  a loop that does nothing, beside them: {idle['p99_9_seconds'] * 1000:.1f} ms,"
+            f" {idle['max_seconds'] * 1000:.1f} at most"
+        )
 
     def _openloop(self) -> None:
         if self.compared:

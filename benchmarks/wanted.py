@@ -130,6 +130,8 @@ class Absolute:
     idle_shards: int = 0
     loop_lag: dict[str, NodeLag] = field(default_factory=dict)
     """By node."""
+    idle_loop: dict[str, float] = field(default_factory=dict)
+    """What `idle_loop` measured meanwhile: how late the machine lets a loop be that has nothing to do."""
     sizes_skipped: list[str] = field(default_factory=list)
     """What of the growing data was not measured, and why."""
     soak: dict[str, float] = field(default_factory=dict)
@@ -226,10 +228,10 @@ def _absolute(absolute: Absolute) -> list[Verdict]:
         busiest = max(absolute.idle_cores)
         what = f"processor of the busiest node with {absolute.idle_shards} idle shards, share of a core"
         found.append(Verdict(what, f"< {IDLE_CORES_MAX:.0%}", f"{busiest:.1%}", busiest < IDLE_CORES_MAX))
-    return [*found, *_lag(absolute.loop_lag), *_soak(absolute.soak)]
+    return [*found, *_lag(absolute.loop_lag, absolute.idle_loop), *_soak(absolute.soak)]
 
 
-def _lag(nodes: Mapping[str, NodeLag]) -> list[Verdict]:
+def _lag(nodes: Mapping[str, NodeLag], idle: Mapping[str, float]) -> list[Verdict]:
     """Of the node that was latest. What was not shown is not met."""
     if not nodes:
         return []
@@ -242,7 +244,8 @@ def _lag(nodes: Mapping[str, NodeLag]) -> list[Verdict]:
     elif probes < LAG_PROBES_MIN:
         lacking = ": not shown, the probes are too few"
     found = f"{worst.above * 1000:g} to {worst.below * 1000:g}"
-    measured = f"{found} ({probes:,} probes, {checkpoints} checkpoints a node){lacking}"
+    beside = f"; an idle loop beside them {idle['p99_9_seconds'] * 1000:.1f}" if idle else ""
+    measured = f"{found} ({probes:,} probes, {checkpoints} checkpoints a node{beside}){lacking}"
     what = "put at 256: lag of the worst node's event loop while checkpoints are taken, p99.9, ms"
     met = not lacking and worst.below <= LAG_SECONDS_MAX
     return [Verdict(what, f"<= {LAG_SECONDS_MAX * 1000:g}", measured, met)]

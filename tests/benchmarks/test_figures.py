@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import h2load, prometheus, soak, usage
+from benchmarks import h2load, idle_loop, prometheus, soak, usage
 from benchmarks.figures import median_of, percentile, ratio, spread
 from benchmarks.footprint import PUTS_LOAD, PUTS_OUTSTANDING
 from benchmarks.growth import NODE_BYTES_MAX, Step, feasible
@@ -264,6 +264,21 @@ def test_lag_is_shown_only_with_a_checkpoint_and_enough_probes() -> None:
         (found,) = verdicts([], Absolute(loop_lag={"n1": good, "n2": other}), front="fast")
         assert met == found.met
         assert found.measured.endswith(words)
+
+
+def test_lag_is_told_beside_that_of_a_loop_that_does_nothing() -> None:
+    """Whether a bound can be met at all on a machine is seen from what is not ours."""
+    node = NodeLag(2000, above=0.004, below=0.005, checkpoints=1)
+    idle = {"probes": 2000.0, "p99_9_seconds": 0.0042, "max_seconds": 0.02}
+    (found,) = verdicts([], Absolute(loop_lag={"n1": node}, idle_loop=idle), front="fast")
+    assert "an idle loop beside them 4.2" in found.measured
+
+
+def test_idle_loop_measures_in_a_process_of_its_own() -> None:
+    """Twenty times a second, and no lag is negative."""
+    found = idle_loop.finish(idle_loop.start(0.5), 30.0)
+    assert 1 <= found["probes"] <= 10
+    assert 0 <= found["p99_9_seconds"] <= found["max_seconds"]
 
 
 def soaked(*, last_p99_us: float, last_bytes: int, windows: int = 9) -> list[Measurement]:
