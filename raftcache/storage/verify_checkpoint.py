@@ -12,6 +12,7 @@ Rules of this file:
 - `{"damaged": ...}` and exit status 0 means that the file was read and does not add up; any other end that is not a
   fault of the process itself (SIGBUS, SIGSEGV, SIGABRT, SIGXCPU) leaves open whether the file is good;
 - the file is digested first: that reads it in order from the disk, at the disk's speed, and the scan finds it cached;
+- afterwards nobody needs it in the page cache, where it would push out the live states that reads are served from;
 - imports stay few: the process lives for a second.
 """
 
@@ -55,6 +56,15 @@ def verify(path: str) -> Verified:
         return Verified.of(file, digest.digest())
     finally:
         file.close()
+        _forget(path)
+
+
+def _forget(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
 
 
 def check_size(path: str) -> None:

@@ -27,7 +27,7 @@ from raftcache.storage.state import (
     StateConfig,
     StateLost,
 )
-from raftcache.storage.verify_checkpoint import check_size
+from raftcache.storage.verify_checkpoint import check_size, verify
 from tests.storage.state_driver import FIRST, LMDB, Home, Replica, transfer, verified
 
 
@@ -97,6 +97,32 @@ def test_truncated_file_is_refused_before_it_is_mapped(home: Home) -> None:
     os.truncate(path, 0)
     with pytest.raises(Damaged, match="not an LMDB file"):
         ChildVerifier().verify(path, Job())
+
+
+def test_verified_file_is_forgotten_by_the_page_cache(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it does not add up; and once nobody maps it any more, or the kernel would keep it."""
+    replica = Replica(home).bootstrap()
+    replica.put(b"key", b"precious value")
+    replica.machine.flush()
+    replica.store.commit()
+    path = live_file(home).parent / "closed"
+    path.write_bytes(live_file(home).read_bytes())
+    forgotten: list[tuple[int, int]] = []
+
+    def fadvise(descriptor: int, offset: int, length: int, advice: int) -> None:
+        assert (0, 0, os.POSIX_FADV_DONTNEED) == (offset, length, advice)
+        mapped = Path("/proc/self/maps").read_text()
+        forgotten.append((os.fstat(descriptor).st_ino, mapped.count(str(path))))
+
+    monkeypatch.setattr(os, "posix_fadvise", fadvise)
+    expected = (path.stat().st_ino, 0)
+    verify(str(path))
+    assert [expected] == forgotten
+    flip_in_place(path, b"precious")
+    with pytest.raises(Damaged):
+        verify(str(path))
+    assert [expected, expected] == forgotten
+    replica.store.discard_live()
 
 
 def test_full_map_loses_the_state_and_a_larger_one_rebuilds_it(home: Home) -> None:
