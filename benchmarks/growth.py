@@ -1,10 +1,11 @@
 """Throughput and latency as the data grows: more keys, and larger values. By itself, for it takes its time.
 
 A step is not made, and said to be not made, where a node's memory, of files included, would exceed `NODE_BYTES_MAX`, or where
-the time that the whole part has is over.
+the time that the whole part has is over, or where writing it failed. What is measured begins when the disk has all of that.
 """
 
 import itertools
+import os
 import random
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from benchmarks.loader import Requests
 from benchmarks.measurement import Measurement
 from benchmarks.messages import framed
 from benchmarks.systems import Raftcache, System
-from benchmarks.throughput import SEED, Plan, fill, keys_of, unary
+from benchmarks.throughput import SEED, NotFilled, Plan, fill, keys_of, unary
 
 MIB = 1 << 20
 OUTSTANDING = 64
@@ -101,12 +102,16 @@ def _fill(system: System, step: Step, first: int, deadline: float) -> None:
     chunk = max(operations, min(CHUNK_KEYS, CHUNK_BYTES // step.value_bytes))
     for start in range(first, step.keys, chunk):
         count = min(chunk, step.keys - start)
-        fill(system, keys_of(count, start), operations=operations, value=value)
+        try:
+            fill(system, keys_of(count, start), operations=operations, value=value)
+        except NotFilled as error:
+            raise TooMuch(f"after {start:,} keys, {error}") from error
         taken = max(sum((memory.anonymous, memory.file)) for memory in map(usage.memory, system.processes().values()))
         if taken > NODE_BYTES_MAX:
             raise TooMuch(f"a node took {taken / 1e9:.1f} GB after {start + count:,} keys")
         if time.monotonic() > deadline:
             raise TooMuch(f"the time was over after {start + count:,} keys")
+    os.sync()
 
 
 def _measure(system: System, plan: Plan, step: Step) -> None:

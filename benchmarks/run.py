@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import os
 import shutil
 import signal
 import sys
@@ -213,10 +214,13 @@ class Bench:
         def grow(system: systems.System, steps: tuple[growth.Step, ...]) -> None:
             self.absolute.sizes_skipped += growth.measure(system, self._plan(1), steps, deadline, say)
 
+        # Gigabytes are written: what the cluster before has left to the disk is not to be the next one's delay.
         for steps in series:
+            os.sync()
             with self._ours() as ours:
                 grow(ours, steps)
         for steps in series if etcd_installed() else ():
+            os.sync()
             with etcd_cluster(self._directory()) as theirs:
                 grow(theirs, steps)
 

@@ -163,10 +163,14 @@ def _shard_by_key(system: System) -> Callable[[bytes], int]:
     return lambda key: table[slot_of(key)]
 
 
+class NotFilled(RuntimeError):
+    """Some of the batches failed; says how."""
+
+
 def fill(
     system: System, keys: Sequence[bytes], *, operations: int = FILL_OPERATIONS, value: bytes = VALUE
 ) -> LoadResult:
-    """Writes every key once, in batches. Raises: `RuntimeError` if one is refused."""
+    """Writes every key once, in batches. Raises: `NotFilled` where some failed, `RuntimeError` where an answer is wrong."""
     batches = (keys[start : start + operations] for start in range(0, len(keys), operations))
     bodies = ((0, framed(batch_message(system, batch, value))) for batch in batches)
     result = run_unary(
@@ -178,8 +182,11 @@ def fill(
         keep_answers=ANSWERS_KEPT,
     )
     problems = _batch_problems(system, result.answers)
-    if result.failed or problems:
-        raise RuntimeError(f"{result.failed} of the batches that fill the cluster failed {result.statuses} {problems}")
+    if problems:
+        raise RuntimeError(f"of the batches that fill the cluster: {problems}")
+    if result.failed:
+        statuses = ", ".join(f"{count} with status {status}" for status, count in sorted(result.statuses.items()))
+        raise NotFilled(f"of the batches that fill the cluster {result.failed} failed ({statuses})")
     return result
 
 

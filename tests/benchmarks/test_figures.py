@@ -2,18 +2,22 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import h2load, idle_loop, prometheus, soak, usage
+from benchmarks import growth, h2load, idle_loop, prometheus, soak, usage
 from benchmarks.figures import median_of, percentile, ratio, spread
 from benchmarks.footprint import PUTS_LOAD, PUTS_OUTSTANDING
 from benchmarks.growth import NODE_BYTES_MAX, Step, feasible
 from benchmarks.lag import CHECKPOINTS, LAG, NodeLag, lag_between
 from benchmarks.measurement import OURS, STUBS, Measurement, summarise
 from benchmarks.report import client_table, verdict_table
+from benchmarks.systems import System
+from benchmarks.throughput import NotFilled, Plan
 from benchmarks.wanted import LAG_SECONDS_MAX, Absolute, Verdict, verdicts
 from raftcache.telemetry import names
 
@@ -279,6 +283,22 @@ def test_idle_loop_measures_in_a_process_of_its_own() -> None:
     found = idle_loop.finish(idle_loop.start(0.5), 30.0)
     assert 1 <= found["probes"] <= 10
     assert 0 <= found["p99_9_seconds"] <= found["max_seconds"]
+
+
+def test_step_that_cannot_be_filled_is_told_and_ends_its_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no figure, and what stands on it is none either."""
+
+    def fill(*arguments: object, **options: object) -> None:
+        raise NotFilled("5 failed (5 with status 4)")
+
+    monkeypatch.setattr(growth, "fill", fill)
+    said: list[str] = []
+    steps = (Step(1_000, 100), Step(2_000, 100))
+    theirs, plan = cast(System, SimpleNamespace(name="theirs")), cast(Plan, None)
+    skipped = growth.measure(theirs, plan, steps, deadline=0.0, say=said.append)
+    assert ["theirs: 1,000 keys of 100 B: after 0 keys, 5 failed (5 with status 4)"] == skipped[:1]
+    assert ["theirs: 2,000 keys of 100 B: the step before it was too much"] == skipped[1:]
+    assert 2 == len(said)
 
 
 def soaked(*, last_p99_us: float, last_bytes: int, windows: int = 9) -> list[Measurement]:
