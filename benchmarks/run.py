@@ -141,6 +141,8 @@ class Bench:
             self.failed.append(f"{name}: {type(error).__name__}: {str(error)[:PROBLEM_CHARACTERS_MAX]}")
 
     def _directory(self) -> Path:
+        """Of a new cluster. What those before have left to the disk is not to be its delay."""
+        os.sync()
         self._clusters += 1
         return self.scratch / f"cluster{self._clusters}"
 
@@ -214,13 +216,10 @@ class Bench:
         def grow(system: systems.System, steps: tuple[growth.Step, ...]) -> None:
             self.absolute.sizes_skipped += growth.measure(system, self._plan(1), steps, deadline, say)
 
-        # Gigabytes are written: what the cluster before has left to the disk is not to be the next one's delay.
         for steps in series:
-            os.sync()
             with self._ours() as ours:
                 grow(ours, steps)
         for steps in series if etcd_installed() else ():
-            os.sync()
             with etcd_cluster(self._directory()) as theirs:
                 grow(theirs, steps)
 
