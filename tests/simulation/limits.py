@@ -29,8 +29,8 @@ def over_limits(engine: Engine) -> list[str]:
         hold("promises held", promises, READIES_HELD_MAX)
         hold("readies held that must be synced", len(engine.commit._group) - promises, READIES_HELD_MAX)
     hold("recent entries of all logs", engine.wal.cache.bytes_held, WAL.cache_bytes_max)
-    # What is held between two checkpoints, twice: while one is being made, as much again may come in.
-    held = len(engine.replicas) * 2 * (settings.log_bytes_per_checkpoint + settings.trailing_log_bytes)
+    # What calls for a checkpoint, four times: while one is being made as much again may come in, and twice that while the node rests.
+    held = len(engine.replicas) * 4 * (settings.log_bytes_per_checkpoint + settings.trailing_log_bytes)
     hold("log", engine.wal.log_bytes, held + WAL.pinned_bytes_max + SEGMENTS_SPARE * WAL.segment_bytes)
     hold("snapshots on their way out", len(engine.checkpointing._sending), settings.snapshots_out_max)
     for replica in engine.replicas.values():
