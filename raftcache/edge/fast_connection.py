@@ -243,7 +243,7 @@ class FastConnection(asyncio.Protocol):
         else:
             call.promised = missing
             self._promised += missing
-            self.http2.allow(call.stream, missing)
+            self.http2.allow(call.stream, missing, at_once=True)
 
     def release(self, call: FastCall) -> None:
         """The large message is here, or will not come."""

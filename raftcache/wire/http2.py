@@ -164,11 +164,14 @@ class Connection:
             self.sender.discard(stream)
             self._write_reset(stream.id, code)
 
-    def allow(self, stream: Stream, wanted: int) -> None:
-        """Lets the peer have `wanted` more bytes of DATA under way on the stream. Told in steps of at least half of that."""
+    def allow(self, stream: Stream, wanted: int, *, at_once: bool = False) -> None:
+        """Lets the peer have `wanted` more bytes of DATA under way on the stream.
+
+        Told in steps of at least half of that, by who says it with all DATA that comes; `at_once` by who says it only once.
+        """
         if stream.remote_ended or stream.id not in self.streams:
             return
-        if wanted - stream.receive_window >= max(wanted >> 1, 1):
+        if wanted - stream.receive_window >= (1 if at_once else max(wanted >> 1, 1)):
             self.sender.out.append(frames.window_update(stream.id, wanted - stream.receive_window))
             stream.receive_window = wanted
 

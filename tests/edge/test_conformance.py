@@ -16,7 +16,7 @@ from raftcache.wire import http2_frames as frames
 from raftcache.wire.grpc_wire import framed
 from tests.edge.conftest import SETTINGS, Bench, front_config
 from tests.edge.test_fronts import until
-from tests.edge.wire_client import SHARD_MAP, WireClient, request_fields
+from tests.edge.wire_client import PUT, SHARD_MAP, WireClient, request_fields
 from tests.gateway.memory_node import MemoryAdministration, MemoryNode
 
 H2LOAD, CURL = shutil.which("h2load"), shutil.which("curl")
@@ -86,6 +86,47 @@ async def test_compressed_requests_that_are_damaged_leave_nothing_behind(bench: 
     if isinstance(bench.front, FastFront):
         assert (0, 0) == (bench.front._held, bench.front.in_flight)
     await client.close()
+
+
+@pytest.mark.parametrize("first", [1, 5_000, 16_384, 30_000, 60_000, 65_535])
+@pytest.mark.parametrize("size", [66_000, 80_000, 105_305, 131_000, 250_000])
+async def test_a_message_above_the_window_is_let_in_wherever_it_is_cut(size: int, first: int) -> None:
+    """RFC 9113 §6.9: a sender that has used its window up hears of more, whatever the server had read of the message before."""
+    front = await fast_front()
+    client = await WireClient.connect(front.port)
+    message = framed(kv_pb2.PutRequest(key=b"k", value=bytes(size)).SerializeToString())
+    stream_id = client.open(request_fields(PUT))
+    sent, window = 0, frames.WINDOW_DEFAULT
+    settings = await client.until(frames.SETTINGS)
+    assert settings is not None
+    for identifier, value in frames.settings_of(settings.payload):
+        if identifier == frames.INITIAL_WINDOW_SIZE:
+            window = value
+
+    def send(limit: int) -> None:
+        nonlocal sent, window
+        limit = min(limit, window, len(message) - sent)
+        while limit:
+            piece = message[sent : sent + min(limit, 16_384)]
+            sent, window, limit = sent + len(piece), window - len(piece), limit - len(piece)
+            flags = frames.END_STREAM if sent == len(message) else 0
+            client.send(frames.frame(frames.DATA, flags, stream_id, piece))
+
+    send(first)
+    client.send(frames.frame(frames.PING, 0, 0, b"read it!"))
+    while (found := await client.frame()) is not None and found.kind != frames.PING:
+        if found.kind == frames.WINDOW_UPDATE and found.stream_id == stream_id:
+            window += int.from_bytes(found.payload, "big")
+    send(size)
+    while sent < len(message):
+        more = await client.until(frames.WINDOW_UPDATE, stream_id)
+        assert more is not None, f"{len(message) - sent} bytes are not let in"
+        window += int.from_bytes(more.payload, "big")
+        send(size)
+    fields, _ = await client.answer(stream_id)
+    assert "0" == fields["grpc-status"]
+    await client.close()
+    await front.stop(0.2)
 
 
 async def test_large_messages_both_ways_at_once(bench: Bench) -> None:

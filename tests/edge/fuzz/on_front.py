@@ -156,6 +156,11 @@ class _Scene:
             waiting = [call for call in calls if call.promised < 0]
             assert set(waiting) == set(connection._wanting), f"{len(connection._wanting)} wait, {len(waiting)} know it"
             assert not waiting or connection._promised, "calls wait for room that nobody has"
+            for call in calls:
+                if client.connected and call.reader is not None and call.reader.missing and call.promised >= 0:
+                    assert call.stream.remote_ended or call.stream.receive_window > 0, (
+                        f"{call} waits for what may not come"
+                    )
             allowed = len(calls) * (fast_connection.STREAM_WINDOW + frames.FRAME_BYTES_DEFAULT) + 2 * promised
             assert buffered <= allowed, f"{buffered} bytes of requests, {allowed} allowed"
             in_flight += sum(isinstance(call, StreamCall) or call.submitted for call in calls)
