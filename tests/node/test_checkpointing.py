@@ -15,6 +15,16 @@ from raftcache.storage.checkpoints import Outgoing
 from raftcache.storage.state import CheckpointDamaged, CheckpointFailed, StateLost, StateStore
 from tests.node.nodes import SHARD, Node, Nodes
 
+Begun = list[tuple[SnapshotMeta, OnCheckpoint]]
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
+    """Checkpoints that were begun, with what ends them: by itself none does."""
+    begun: Begun = []
+    monkeypatch.setattr(StateStore, "begin_checkpoint", lambda self, meta, done: begun.append((meta, done)))
+    return begun
+
 
 def others(nodes: Nodes, node: Node) -> list[Node]:
     return [other for other in nodes if other is not node]
@@ -49,29 +59,16 @@ def test_log_past_its_limit_keeps_no_trailing_part() -> None:
     assert newest.index == node.replica().log.start_index
 
 
-def test_one_checkpoint_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_checkpoint_at_a_time(begun: Begun) -> None:
     """Each costs a copy and a verification."""
     nodes = Nodes(1, shards=3, log_bytes_per_checkpoint=1)
     node = nodes.lead()
     for shard in (ShardId(2), ShardId(3)):
         nodes.lead(shard)
-    begun: list[SnapshotMeta] = []
-    monkeypatch.setattr(StateStore, "begin_checkpoint", lambda self, meta, done: begun.append(meta))
     for number in range(50):
         nodes.put(node, b"k%d" % number)
     nodes.tick(20)
     assert 1 == len(begun), "the others wait for the one that never ends here"
-
-
-Begun = list[tuple[SnapshotMeta, OnCheckpoint]]
-
-
-@pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
-    """Checkpoints that were begun, with what ends them: by itself none does."""
-    begun: Begun = []
-    monkeypatch.setattr(StateStore, "begin_checkpoint", lambda self, meta, done: begun.append((meta, done)))
-    return begun
 
 
 def two_due(**settings: int) -> tuple[Nodes, Node]:
@@ -132,12 +129,10 @@ def test_replicas_of_a_group_take_their_checkpoints_one_after_the_other() -> Non
     assert min(later - earlier for earlier, later in itertools.pairwise(first)) >= 5
 
 
-def test_no_sync_holds_the_loop_up_while_a_checkpoint_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_sync_holds_the_loop_up_while_a_checkpoint_is_written(begun: Begun) -> None:
     """The disk is busy with it, and a sync may take a tenth of a second: it is a thread's, until the checkpoint has ended."""
     nodes = Nodes(1, log_bytes_per_checkpoint=500)
     node = nodes.lead()
-    ends: list[tuple[SnapshotMeta, OnCheckpoint]] = []
-    monkeypatch.setattr(StateStore, "begin_checkpoint", lambda self, meta, done: ends.append((meta, done)))
     node.scheduler.hold = True
     nodes.put(node, b"k")
     assert not node.scheduler.blocking, "a fast disk is synced on the loop"
@@ -145,13 +140,13 @@ def test_no_sync_holds_the_loop_up_while_a_checkpoint_is_written(monkeypatch: py
     for _ in range(20):
         nodes.put(node, b"k")
         nodes.tick()
-    assert 1 == len(ends), "it has begun, and has not ended"
+    assert 1 == len(begun), "it has begun, and has not ended"
     node.scheduler.hold = True
     nodes.put(node, b"k")
     assert 1 == len(node.scheduler.blocking)
     node.scheduler.hold = False
     nodes.run()
-    ((meta, done),) = ends
+    ((meta, done),) = begun
     done(CheckpointFailed(meta, StorageFull("no room")))
     node.scheduler.hold = True
     nodes.put(node, b"k")
