@@ -12,14 +12,13 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections import deque
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from raftcache.client.failure import Failure, failure_of_status, lost
 from raftcache.wire.grpc_reply import ReplyHead, reply_head, status_of
-from raftcache.wire.grpc_wire import PREFIX_BYTES, MessageReader, Refusal, WireError, framed
+from raftcache.wire.grpc_wire import UNKNOWN, MessageReader, Refusal, WireError, framed, whole_message
 from raftcache.wire.http2_stream import HeadersReceived
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ STREAM_WINDOW: Final = 1 << 20
 UNREAD_BYTES_MAX: Final = 4 << 20
 """Of a stream's messages that nobody has taken yet; beyond it the node waits."""
 
-_PREFIX: Final = struct.Struct(">BL").unpack_from
 _OK: Final = object()
 """The `meaning` of trailers that say so."""
 
@@ -130,9 +128,10 @@ class UnaryCall(FastCall):
         if head is None:
             head = self.take_head(event.headers)
         self.head, data, trailers = head, event.data, event.trailers
-        if trailers is not None and trailers.meaning is _OK and head.refusal is None and len(data) >= PREFIX_BYTES:
-            if _PREFIX(data) == (0, len(data) - PREFIX_BYTES):
-                self.finish(data[PREFIX_BYTES:])
+        if trailers is not None and trailers.meaning is _OK and head.refusal is None:
+            message = whole_message(data)
+            if message is not None:
+                self.finish(message)
                 return
         if head.refusal is not None and trailers is None and (data or not event.ended):
             # No gRPC: the rest is a page for people.
@@ -154,13 +153,13 @@ class UnaryCall(FastCall):
                 assert self.stream is not None, "an answer comes on a stream"
                 self.connection.http2.allow(self.stream, max(reader.missing, STREAM_WINDOW))
                 return
-            refusal = Refusal(2, "the answer ends without trailers") if last is None else self.status(last)
+            refusal = Refusal(UNKNOWN, "the answer ends without trailers") if last is None else self.status(last)
             if refusal is not None:
                 self.finish(failure_of(self.endpoint, refusal))
                 return
             message = reader.next()
             if message is None or reader.buffered:
-                raise WireError(2, "the answer is not exactly one message")
+                raise WireError(UNKNOWN, "the answer is not exactly one message")
         except WireError as error:
             self.give_up(lost(self.endpoint, str(error)))
             return

@@ -21,11 +21,12 @@ from raftcache.client.options import CHANNEL_OPTIONS, Options, Tls
 from raftcache.client.steps import Call
 from raftcache.client.tls import client_context
 from raftcache.v1 import kv_pb2
+from raftcache.wire import grpc_wire
 
 Callee = Callable[..., Any]
 Metadata = Iterable[tuple[str, str | bytes]]
 
-DETAILS_TRAILER = "grpc-status-details-bin"
+DETAILS_TRAILER = grpc_wire.DETAILS_TRAILER.decode()
 NEVER_CONNECTED = "failed to connect to all addresses"
 """How gRPC's core begins the details of a call that found no connection, and so was never sent."""
 

@@ -50,12 +50,21 @@ def _timing(config: Config) -> Iterator[Violation]:
         )
 
 
+_Demand = tuple[str, int, int, str]
+"""What must be large enough, its value, the least it may be, and what needs that."""
+
+
 def _sizes(config: Config) -> Iterator[Violation]:
     """Whatever is allowed in has to fit into everything that it will pass through."""
-    limits, raft, storage = config.limits, config.raft, config.storage
+    for path, value, least, why in (*_limits(config), *_room_for_limits(config)):
+        if value < least:
+            yield Violation(path, f"{format_size(value)} is less than {format_size(least)}, which is needed for {why}")
+
+
+def _limits(config: Config) -> tuple[_Demand, ...]:
+    limits, raft = config.limits, config.raft
     record = limits.key_bytes_max + limits.value_bytes_max
-    chain = (
-        # (what must be large enough, its value, the least it may be, why)
+    return (
         (
             "limits.batch_bytes_max",
             limits.batch_bytes_max,
@@ -95,6 +104,25 @@ def _sizes(config: Config) -> Iterator[Violation]:
             limits.session_reply_bytes_max,
             "one session's limits.session_reply_bytes_max",
         ),
+        (
+            "limits.in_flight_bytes_max",
+            limits.in_flight_bytes_max,
+            limits.batch_bytes_max,
+            "one limits.batch_bytes_max",
+        ),
+        (
+            # The front closes the connection that holds most when all of them hold more (`edge.fast_front`).
+            "limits.in_flight_bytes_max",
+            limits.in_flight_bytes_max,
+            2 * max(limits.batch_reply_bytes_max, limits.scan_bytes_max),
+            "two answers of limits.batch_reply_bytes_max (or scan_bytes_max)",
+        ),
+    )
+
+
+def _room_for_limits(config: Config) -> tuple[_Demand, ...]:
+    limits, raft, storage = config.limits, config.raft, config.storage
+    return (
         ("storage.segment_bytes", storage.segment_bytes, limits.frame_bytes_max, "all that one frame brings"),
         ("storage.log_bytes_max", storage.log_bytes_max, 4 * storage.segment_bytes, "four segments"),
         ("storage.log_bytes_max", storage.log_bytes_max, storage.log_bytes_per_checkpoint, "log_bytes_per_checkpoint"),
@@ -112,16 +140,7 @@ def _sizes(config: Config) -> Iterator[Violation]:
             limits.batch_bytes_max,
             "one limits.batch_bytes_max",
         ),
-        (
-            "limits.in_flight_bytes_max",
-            limits.in_flight_bytes_max,
-            limits.batch_bytes_max,
-            "one limits.batch_bytes_max",
-        ),
     )
-    for path, value, least, why in chain:
-        if value < least:
-            yield Violation(path, f"{format_size(value)} is less than {format_size(least)}, which is needed for {why}")
 
 
 def _addresses(config: Config) -> Iterator[Violation]:

@@ -15,7 +15,6 @@ A call that expects a message larger than its stream's window asks its connectio
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -23,15 +22,12 @@ from raftcache.clock import NS_PER_MS, NS_PER_SECOND
 from raftcache.edge.front import NO_DEADLINE, Call, Refusal, Stream, StreamService
 from raftcache.edge.front_config import BUG
 from raftcache.wire import grpc_wire
-from raftcache.wire.grpc_wire import INTERNAL, PREFIX_BYTES, MessageReader, RequestHead, WireError
-from raftcache.wire.http2_errors import CANCEL
+from raftcache.wire.grpc_wire import INTERNAL, MessageReader, RequestHead, WireError, whole_message
 
 if TYPE_CHECKING:
     from raftcache.edge.fast_connection import FastConnection
     from raftcache.edge.fast_front import Route
     from raftcache.wire.http2_stream import Stream as Http2Stream
-
-_PREFIX: Final = struct.Struct(">BL").unpack_from
 
 REQUEST_NS: Final = 60 * NS_PER_SECOND
 """For a unary request to arrive: 4 MiB in a minute are half a megabit per second."""
@@ -169,10 +165,10 @@ class UnaryCall(FastCall):
         """Hands the request on when it is complete."""
         if self.over:
             return
-        if ended and self.reader is None and len(data) >= PREFIX_BYTES:
-            if _PREFIX(data) == (0, len(data) - PREFIX_BYTES):
-                self.submit(data[PREFIX_BYTES:])
-                return
+        message = whole_message(data) if ended and self.reader is None else None
+        if message is not None:
+            self.submit(message)
+            return
         try:
             reader = self.feed(data)
             if not ended:
@@ -197,7 +193,7 @@ class UnaryCall(FastCall):
             return
         front.in_flight += 1
         self.submitted = True
-        deadline_ns = self.deadline_ns if self.head.timeout_ns is not None else NO_DEADLINE
+        deadline_ns = self.deadline_ns
         self.expires_ns = deadline_ns + ANSWER_GRACE_NS
         self.hand_on(Call(self.head.method, message, deadline_ns, self, self))
 
@@ -212,9 +208,17 @@ class UnaryCall(FastCall):
         """Answers in the handlers' place."""
         self.end()
         self.connection.refuse(self.stream, refusal)
+        self._report(refusal.code)
 
     def on_reset(self) -> None:
-        self.end()
+        if not self.over:
+            self.end()
+            self._report(grpc_wire.CANCELLED)
+
+    def _report(self, code: int) -> None:
+        front = self.connection.front
+        took_ns = front.clock.monotonic_ns() - self.begun_ns
+        front.on_ended(self.route.name, grpc_wire.STATUS_NAMES[code], took_ns)
 
     def end(self) -> None:
         """The call is over."""
@@ -386,11 +390,6 @@ class StreamCall(FastCall):
         """The server is stopping."""
         if not self.over and self._handler is not None:
             self._handler.drain()
-
-    def cut_off(self) -> None:
-        """Ends the stream without a word to the handler's queue."""
-        self._end()
-        self.connection.http2.reset(self.stream, CANCEL)
 
     def _end(self) -> None:
         if not self.over:

@@ -49,7 +49,8 @@ STREAM_WINDOW: Final = 64 << 10
 PROMISED_BYTES_MAX: Final = 32 << 20
 """For messages larger than that; several at a time, the others wait with their first 64 KiB."""
 UNSENT_BYTES_MAX: Final = 128 << 20
-"""Answers that a client's windows or transport do not take. Four of the largest (`limits.batch_reply_bytes_max`)."""
+"""Answers that a client's windows or transport do not take. Four of the largest, as `limits.batch_reply_bytes_max` is by
+default."""
 WRITE_BUFFER_BYTES: Final = 256 << 10
 """What the transport may hold before it pushes back: some ms of a gigabit link."""
 SETTLE_NS: Final = 10 * NS_PER_SECOND
@@ -75,7 +76,7 @@ class FastConnection(asyncio.Protocol):
         self.charged = 0
         """What the front's total knows of this connection."""
         self.number = 0
-        """How many came before it; the front's."""
+        """The front's count of connections when it came."""
         self.address = "?"
         self._transport: asyncio.Transport | None = None
         self._identities: list[str] | None = None

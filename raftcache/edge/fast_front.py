@@ -22,7 +22,7 @@ from typing import Any, Final
 from raftcache.clock import NS_PER_MS, Clock
 from raftcache.config.rules import parse_address
 from raftcache.edge.fast_calls import StreamCall, UnaryCall
-from raftcache.edge.fast_connection import UNSENT_BYTES_MAX, FastConnection
+from raftcache.edge.fast_connection import FastConnection
 from raftcache.edge.front import (
     Answer,
     AwaitedMethod,
@@ -32,11 +32,19 @@ from raftcache.edge.front import (
     StreamService,
     UnaryService,
 )
-from raftcache.edge.front_config import BUG, LIVENESS, READINESS, FrontConfig
+from raftcache.edge.front_config import (
+    BUG,
+    LIVENESS,
+    READINESS,
+    FrontConfig,
+    cannot_listen,
+    overloaded,
+    stopping,
+)
 from raftcache.edge.health import Health
 from raftcache.edge.reflection import Reflection
 from raftcache.edge.server_tls import server_context
-from raftcache.errors import ConfigError, Overloaded, RaftCacheError, Unavailable
+from raftcache.errors import RaftCacheError
 from raftcache.wire import grpc_wire
 
 LOOK_SECONDS: Final = 0.25
@@ -50,7 +58,7 @@ AGE_SPREAD: Final = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
-    """What a method is. One of the last three is set."""
+    """What a method is. One of `service`, `awaited` and `streamed` is set."""
 
     name: str
     """Without the service, for metrics."""
@@ -69,11 +77,11 @@ class FastFront:
         handlers: Handlers,
         config: FrontConfig,
         clock: Clock,
-        on_answered: Callable[[str, str, int], None] = lambda method, code, took_ns: None,
+        on_ended: Callable[[str, str, int], None] = lambda method, code, took_ns: None,
         on_bug: Callable[[Exception], None] = lambda error: None,
     ) -> None:
-        """`on_answered` is told of every unary call: its method without the service, the gRPC code, nanoseconds. `on_bug`
-        gets what a handler raised, which it must not."""
+        """`on_ended` is told of every unary call, also of what the front answers itself: its method without the service, the
+        gRPC code (CANCELLED: the client hung up), nanoseconds. `on_bug` gets what a handler raised, which it must not."""
         self.config = config
         self.clock = clock
         self.on_bug = on_bug
@@ -83,7 +91,7 @@ class FastFront:
         """Calls and streams that are not answered."""
         self.port = 0
         """The port that is listened on; 0 before `start`."""
-        self._on_answered = on_answered
+        self.on_ended = on_ended
         self.handlers = handlers
         self._submits = handlers.attach(self)
         """By `id` of the service, which the handlers keep alive."""
@@ -147,10 +155,7 @@ class FastFront:
                 ssl_handshake_timeout=None if tls is None else TLS_HANDSHAKE_SECONDS,
             )
         except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {config.address} for clients: {error.strerror}. Is the port in use by another process?",
-                metadata={"setting": "listen.client"},
-            ) from error
+            raise cannot_listen(config.address, error.strerror) from error
         self.port = _port_of(self._server)
         self._look = loop.call_later(LOOK_SECONDS, self._on_look)
 
@@ -296,7 +301,7 @@ class FastFront:
 
     def deliver(self, answers: list[Answer]) -> None:
         """Writes answers: one write for each connection."""
-        now_ns, on_answered = self.clock.monotonic_ns(), self._on_answered
+        now_ns, on_ended = self.clock.monotonic_ns(), self.on_ended
         connections: dict[FastConnection, None] = {}
         for each, answer in answers:
             call = each.token
@@ -308,29 +313,21 @@ class FastFront:
             connection, stream = call.connection, call.stream
             connections[connection] = None
             stream.call = None
-            sender = connection.http2.sender
-            code = "OK"
+            if not isinstance(answer, Refusal) and connection.is_full:
+                answer = connection.full_refusal()
             if isinstance(answer, Refusal):
                 connection.refuse(stream, answer)
                 code = grpc_wire.STATUS_NAMES[answer.code]
-            elif sender.unsent > UNSENT_BYTES_MAX:
-                connection.refuse(stream, connection.full_refusal())
-                code = "UNKNOWN"
             else:
-                sender.respond(stream, grpc_wire.OK_RESPONSE, grpc_wire.framed(answer))
-            on_answered(call.route.name, code, now_ns - call.begun_ns)
+                connection.http2.sender.respond(stream, grpc_wire.OK_RESPONSE, grpc_wire.framed(answer))
+                code = "OK"
+            on_ended(call.route.name, code, now_ns - call.begun_ns)
         for connection in connections:
             connection.flush()
 
     def overloaded(self) -> Refusal:
         """At `in_flight_max`."""
-        limit = self.in_flight_max
-        return self.handlers.refusal(
-            Overloaded(
-                f"this node has {self.in_flight} calls in flight; limits.in_flight_requests_max is {limit}: retry later",
-                metadata={"setting": "limits.in_flight_requests_max", "limit": str(limit)},
-            )
-        )
+        return self.handlers.refusal(overloaded(self.in_flight, self.in_flight_max))
 
     # --- Streams ------------------------------------------------------------------------------------------------------
 
@@ -338,7 +335,7 @@ class FastFront:
         """Why no stream can be had now."""
         if self.in_flight >= self.in_flight_max:
             return self.overloaded()
-        return self.handlers.refusal(Unavailable("this node is stopping")) if self._stopping else None
+        return self.handlers.refusal(stopping()) if self._stopping else None
 
     def open(self, call: StreamCall) -> None:
         """Begins a stream."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+from raftcache.errors import ConfigError, Overloaded, Unavailable
+
 LIVENESS: Final = "liveness"
 READINESS: Final = "readiness"
 """Names of the health service beside "" and the services' own."""
@@ -11,10 +13,29 @@ KEEPALIVE_TIME_MS: Final = 60_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
 """An idle connection whose peer vanished without a word is found and freed within this sum."""
 
-DETAILS_TRAILER: Final = "grpc-status-details-bin"
-
 BUG: Final = "a bug in this node, which its log tells of; the request may have been carried out or not"
 """What a caller gets whose handler raised."""
+
+
+def overloaded(in_flight: int, limit: int) -> Overloaded:
+    """For a call or stream beyond `FrontConfig.in_flight_max`."""
+    return Overloaded(
+        f"this node has {in_flight} calls in flight; limits.in_flight_requests_max is {limit}: retry later",
+        metadata={"setting": "limits.in_flight_requests_max", "limit": str(limit)},
+    )
+
+
+def stopping() -> Unavailable:
+    """For a stream that comes while the front says goodbye."""
+    return Unavailable("this node is stopping")
+
+
+def cannot_listen(address: str, why: object) -> ConfigError:
+    """For a port that is in use, an address that is not of this machine, or one that is not allowed."""
+    return ConfigError(
+        f"cannot listen on {address} for clients: {why}. Is the port in use by another process?",
+        metadata={"setting": "listen.client"},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +67,7 @@ class FrontConfig:
     """Requests that have arrived in part, and answers that their clients do not take, of all connections;
     `limits.in_flight_bytes_max`. Beyond it, the connection that holds most is closed. The grpcio front has no such limit."""
     connection_age_max_ms: int = 0
-    """A connection this old is asked to end, so that clients spread over nodes anew; 0: never. `front.connection_age_max`."""
+    """A connection this old is asked to end, so that clients spread over nodes anew; 0: never. `front.connection_age_max_ms`.
+    The grpcio front has no such limit."""
     reflection: bool = True
     tls: TlsFiles | None = None

@@ -1,4 +1,4 @@
-"""The first front: grpcio's asyncio server.
+"""The front on grpcio's asyncio server: a setting (`front.kind`), and the oracle that the fast front is compared with.
 
     grpc.aio ─ one coroutine per call ─► _calls ─ once per loop turn ─► handlers
                      future of the call ◄─ deliver ◄──────────────────────┘
@@ -43,21 +43,26 @@ from raftcache.edge.front import (
 )
 from raftcache.edge.front_config import (
     BUG,
-    DETAILS_TRAILER,
     KEEPALIVE_TIME_MS,
     KEEPALIVE_TIMEOUT_MS,
     LIVENESS,
     READINESS,
     FrontConfig,
     TlsFiles,
+    cannot_listen,
+    overloaded,
+    stopping,
 )
-from raftcache.errors import ConfigError, Overloaded, RaftCacheError, Unavailable
+from raftcache.errors import RaftCacheError
+from raftcache.wire.grpc_wire import DETAILS_TRAILER, INTERNAL
 
 PING_INTERVAL_MIN_MS = 5_000
 """How often clients may ping: they need 20 to 30 s through NAT and load balancers, and grpcio's default, 5 min, would
 cut them off as abusive."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+_DETAILS_TRAILER = DETAILS_TRAILER.decode()
+_BUG = Refusal(INTERNAL, BUG)
 
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 _MethodHandler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
@@ -95,12 +100,12 @@ class GrpcFront:
         handlers: Handlers,
         config: FrontConfig,
         clock: Clock,
-        on_answered: Callable[[str, str, int], None] = lambda method, code, took_ns: None,
+        on_ended: Callable[[str, str, int], None] = lambda method, code, took_ns: None,
         on_bug: Callable[[Exception], None] = lambda error: None,
     ) -> None:
-        """`on_answered` is told of every unary call: its method without the service, the gRPC code, nanoseconds. `on_bug`
-        gets what a handler raised, which it must not."""
-        self._on_answered = on_answered
+        """`on_ended` is told of every unary call, also of what the front answers itself: its method without the service, the
+        gRPC code (CANCELLED: the client hung up), nanoseconds. `on_bug` gets what a handler raised, which it must not."""
+        self._on_ended = on_ended
         self._on_bug = on_bug
         self.handlers = handlers
         self._config = config
@@ -148,10 +153,7 @@ class GrpcFront:
             else:
                 self.port = server.add_secure_port(config.address, _credentials(config.tls))
         except RuntimeError as error:
-            raise ConfigError(
-                f"cannot listen on {config.address} for clients: {error}. Is the port in use by another process?",
-                metadata={"setting": "listen.client"},
-            ) from error
+            raise cannot_listen(config.address, error) from error
         await server.start()
         self._server = server
 
@@ -199,74 +201,68 @@ class GrpcFront:
 
     def _method_handlers(self) -> dict[str, _MethodHandler]:
         handlers: dict[str, _MethodHandler] = {}
-        for method, service in self.handlers.unary.items():
-            handlers[method] = grpc.unary_unary_rpc_method_handler(self._unary(method, service))
-        for method, awaited in self.handlers.awaited.items():
-            handlers[method] = grpc.unary_unary_rpc_method_handler(self._awaited(method, awaited))
+        unary = {method: self._gathering(service) for method, service in self.handlers.unary.items()}
+        for method, answer in {**unary, **self.handlers.awaited}.items():
+            handlers[method] = grpc.unary_unary_rpc_method_handler(self._unary(method, answer))
         for method, streamed in self.handlers.streams.items():
             handlers[method] = grpc.stream_stream_rpc_method_handler(self._stream(method, streamed))
         return handlers
 
-    def _unary(self, method: str, service: UnaryService) -> Callable[..., Any]:
+    def _gathering(self, service: UnaryService) -> AwaitedMethod:
+        """The calls of a unary service as if they were awaited: each waits for `deliver`."""
         key, loop = id(service), asyncio.get_running_loop()
-        in_flight_max, monotonic_ns = self._config.in_flight_max, self._clock.monotonic_ns
-        on_answered, name = self._on_answered, method.rpartition("/")[2]
 
-        async def handle(message: bytes, context: _Context) -> bytes:
-            if self._in_flight >= in_flight_max:
-                await self._refuse(context, self._overloaded())
-            started_ns = monotonic_ns()
-            deadline_ns = _deadline_ns(context.time_remaining(), started_ns)
-            future: asyncio.Future[bytes | Refusal] = loop.create_future()
+        async def answer(call: Call) -> bytes | Refusal:
+            call.token = future = loop.create_future()
             if not self._calls:
                 loop.call_soon(self._flush)
-            self._calls.setdefault(key, []).append(Call(method, message, deadline_ns, GrpcioPeer(context), future))
-            self._in_flight += 1
-            try:
-                answer = await future
-            finally:
-                self._in_flight -= 1
-            if isinstance(answer, Refusal):
-                on_answered(name, _CODES[answer.code].name, monotonic_ns() - started_ns)
-                await self._refuse(context, answer)
-            assert isinstance(answer, bytes), answer
-            on_answered(name, "OK", monotonic_ns() - started_ns)
+            self._calls.setdefault(key, []).append(call)
+            answer: bytes | Refusal = await future
             return answer
 
-        return handle
+        return answer
 
-    def _awaited(self, method: str, awaited: AwaitedMethod) -> Callable[..., Any]:
+    def _unary(self, method: str, answer: AwaitedMethod) -> Callable[..., Any]:
+        name, monotonic_ns, on_ended = method.rpartition("/")[2], self._clock.monotonic_ns, self._on_ended
+
         async def handle(message: bytes, context: _Context) -> bytes:
-            if self._in_flight >= self._config.in_flight_max:
-                await self._refuse(context, self._overloaded())
-            self._in_flight += 1
+            began_ns = monotonic_ns()
             try:
-                answer = await awaited(self._call(method, message, context))
-            finally:
-                self._in_flight -= 1
-            if isinstance(answer, Refusal):
-                await self._refuse(context, answer)
-            assert isinstance(answer, bytes), answer
-            return answer
+                reply = await self._reply(self._call(method, message, context), answer)
+            except asyncio.CancelledError:
+                on_ended(name, grpc.StatusCode.CANCELLED.name, monotonic_ns() - began_ns)
+                raise
+            code = _CODES[reply.code].name if isinstance(reply, Refusal) else "OK"
+            on_ended(name, code, monotonic_ns() - began_ns)
+            if isinstance(reply, Refusal):
+                await self._refuse(context, reply)
+            assert isinstance(reply, bytes), reply
+            return reply
 
         return handle
+
+    async def _reply(self, call: Call, answer: AwaitedMethod) -> bytes | Refusal:
+        if self._in_flight >= self._config.in_flight_max:
+            return self._overloaded()
+        self._in_flight += 1
+        try:
+            return await answer(call)
+        except Exception as error:  # noqa: BLE001 - the supervisor of handlers: one call's bug leaves no caller waiting
+            self._on_bug(error)
+            return _BUG
+        finally:
+            self._in_flight -= 1
 
     def _call(self, method: str, message: bytes, context: _Context) -> Call:
         deadline_ns = _deadline_ns(context.time_remaining(), self._clock.monotonic_ns())
         return Call(method, message, deadline_ns, GrpcioPeer(context), None)
 
     def _overloaded(self) -> Refusal:
-        limit = self._config.in_flight_max
-        return self.handlers.refusal(
-            Overloaded(
-                f"this node has {self._in_flight} calls in flight; limits.in_flight_requests_max is {limit}: retry later",
-                metadata={"setting": "limits.in_flight_requests_max", "limit": str(limit)},
-            )
-        )
+        return self.handlers.refusal(overloaded(self._in_flight, self._config.in_flight_max))
 
     async def _refuse(self, context: _Context, refusal: Refusal) -> None:
         """Ends the call; raises what grpcio ends coroutines with."""
-        trailers = ((DETAILS_TRAILER, refusal.details),) if refusal.details else ()
+        trailers = ((_DETAILS_TRAILER, refusal.details),) if refusal.details else ()
         await context.abort(_CODES[refusal.code], refusal.message, trailers)
 
     # --- Streams ------------------------------------------------------------------------------------------------------
@@ -276,9 +272,13 @@ class GrpcFront:
             if self._in_flight >= self._config.in_flight_max:
                 await self._refuse(context, self._overloaded())
             if self._stopping:
-                await self._refuse(context, self.handlers.refusal(Unavailable("this node is stopping")))
+                await self._refuse(context, self.handlers.refusal(stopping()))
             stream = _GrpcioStream(self._on_bug)
-            stream.open(service.open(self._call(method, b"", context), stream))
+            try:
+                stream.open(service.open(self._call(method, b"", context), stream))
+            except Exception as error:  # noqa: BLE001 - the supervisor of handlers: one stream's bug leaves no caller waiting
+                self._on_bug(error)
+                await self._refuse(context, _BUG)
             self._streams.add(stream)
             self._in_flight += 1
             # The one task outside of a TaskGroup: a generator must not hold a group open across a `yield`. It is named,
@@ -362,7 +362,7 @@ class _GrpcioStream:
             self._on_bug(error)
             handler.cancel()
             # Without details: with them, the status would say that what is not answered had no effect.
-            self.finish(Refusal(grpc.StatusCode.INTERNAL.value[0], BUG))
+            self.finish(_BUG)
 
     async def has_outgoing(self) -> bool:
         """Waits for a message to send; false when the stream is finished and all are sent."""

@@ -7,11 +7,10 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from raftcache.edge.front import AwaitedMethod, Call, Refusal, StreamService, StreamSink
+from raftcache.wire.grpc_wire import INVALID_ARGUMENT, NOT_FOUND
 
 SERVICE: Final = "grpc.health.v1.Health"
-_INVALID_ARGUMENT: Final = 3
-_NOT_FOUND: Final = 5
-_NOT_A_REQUEST: Final = Refusal(_INVALID_ARGUMENT, "not a HealthCheckRequest")
+_NOT_A_REQUEST: Final = Refusal(INVALID_ARGUMENT, "not a HealthCheckRequest")
 
 _Status = health_pb2.HealthCheckResponse
 
@@ -60,7 +59,7 @@ class Health:
             return _NOT_A_REQUEST
         status = self._statuses.get(name)
         if status is None:
-            return Refusal(_NOT_FOUND, f"there is no service {name!r} here")
+            return Refusal(NOT_FOUND, f"there is no service {name!r} here")
         return _encoded(status)
 
     async def _list(self, call: Call) -> bytes | Refusal:

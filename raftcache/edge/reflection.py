@@ -11,9 +11,9 @@ from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from raftcache.edge.front import Call, Refusal, StreamService, StreamSink
+from raftcache.wire.grpc_wire import INVALID_ARGUMENT
 
 SERVICES: Final = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
-_INVALID_ARGUMENT: Final = 3
 _ANSWERS_MAX: Final = 16
 """Not taken by the transport; the largest, a file and all that it imports, has some 50 KiB."""
 
@@ -57,7 +57,7 @@ class _Conversation:
         try:
             answers = [self._reflected.answer(message) for message in messages]
         except DecodeError:
-            self._sink.finish(Refusal(_INVALID_ARGUMENT, "not a ServerReflectionRequest"))
+            self._sink.finish(Refusal(INVALID_ARGUMENT, "not a ServerReflectionRequest"))
             return
         self._untaken += len(answers)
         self._sink.send(answers)

@@ -66,11 +66,11 @@ def fill_entry(message: types_pb2.KeyEntry, entry: KeyEntry) -> None:
 def fill_result(message: kv_pb2.OperationResult, operation: Operation, reply: Reply, hints: Hints) -> None:
     """The reply to one operation of a batch: its result with a header, or its error."""
     result = reply.result
-    if isinstance(result, Failure):
-        result = error_of(result.reason, result.message)
-    if isinstance(result, RaftCacheError):
-        fill_detail(message.error, result, reply.shard)
+    failure = failure_of(reply)
+    if failure is not None:
+        fill_detail(message.error, failure, reply.shard)
         return
+    assert not isinstance(result, (RaftCacheError, Failure)), f"{result} is a failure"
     encoder = ENCODERS[type(operation)]
     answer = getattr(message, encoder.name)
     fill_header(answer.header, reply, result.revision, hints)

@@ -60,8 +60,7 @@ class KvService:
     @property
     def unary_methods(self) -> tuple[str, ...]:
         """The full names of all unary methods."""
-        others = ("Scan", "OpenSession", "CloseSession", "Batch", "ShardMap")
-        return (*_SINGLES, *(f"/{SERVICE}/{name}" for name in others))
+        return (*_SINGLES, *_OTHERS)
 
     def attach(self, sink: CallSink) -> Callable[[list[Call]], None]:
         """Connects a front."""
@@ -91,13 +90,6 @@ class _Attachment:
         """Of the list of calls that is being gone through."""
         self._answers: list[Answer] = []
         """... and what is answered already. Both are empty between calls of `submit`."""
-        self._others: dict[str, Callable[[Call, int], None]] = {
-            f"/{SERVICE}/Scan": self._scan,
-            f"/{SERVICE}/Batch": self._batch,
-            f"/{SERVICE}/OpenSession": self._open_session,
-            f"/{SERVICE}/CloseSession": self._close_session,
-            f"/{SERVICE}/ShardMap": self._shard_map,
-        }
 
     def submit(self, calls: list[Call]) -> None:
         """Takes calls; each is answered through the sink, at once or later."""
@@ -110,7 +102,7 @@ class _Attachment:
                     self._single(call, single, now_ns)
                 else:
                     gateway.check_bytes(call.message)
-                    self._others[call.method](call, now_ns)
+                    _OTHERS[call.method](self, call, now_ns)
             except RaftCacheError as error:
                 self._answers.append((call, refusal_of(error)))
         requests, self._requests = self._requests, []
@@ -210,6 +202,16 @@ class _Attachment:
 
     def _answer(self, call: Call, answer: bytes | Refusal) -> None:
         self._sink.deliver([(call, answer)])
+
+
+_OTHERS: Final[dict[str, Callable[[_Attachment, Call, int], None]]] = {
+    f"/{SERVICE}/Scan": _Attachment._scan,
+    f"/{SERVICE}/Batch": _Attachment._batch,
+    f"/{SERVICE}/OpenSession": _Attachment._open_session,
+    f"/{SERVICE}/CloseSession": _Attachment._close_session,
+    f"/{SERVICE}/ShardMap": _Attachment._shard_map,
+}
+"""The unary methods that are no single operation."""
 
 
 def _shard_map_of(gateway: Gateway) -> shard_map_pb2.ShardMapResponse:

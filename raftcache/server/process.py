@@ -436,7 +436,7 @@ class NodeProcess:
                 tls=files,
             ),
             self._clock,
-            on_answered=reporting.metrics.rpc,
+            on_ended=reporting.metrics.rpc,
             on_bug=lambda error: observer.event("request_failed", reason=_told(error)),
         )
 

@@ -103,7 +103,7 @@ class Metrics:
         self._events[name].inc()
 
     def rpc(self, method: str, code: str, took_ns: int) -> None:
-        """A call was answered. `method` and `code` come from fixed sets: the service's methods, gRPC's codes."""
+        """A call is over. `method` and `code` come from fixed sets: the service's methods, gRPC's codes."""
         answered = (method, code)
         self._rpc_handled[answered] = self._rpc_handled.get(answered, 0) + 1
         seconds = self._rpc_seconds.get(method)

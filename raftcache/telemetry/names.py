@@ -212,7 +212,12 @@ PEER_SENT_BYTES = _total("raftcache_peer_sent_bytes_total", "Bytes sent to the o
 PEER_RECEIVED_BYTES = _total("raftcache_peer_received_bytes_total", "Bytes received from the other node.", "peer")
 
 # Clients.
-RPC_HANDLED = _counter("raftcache_rpc_handled_total", "Calls answered, by method and gRPC code.", "method", "code")
+RPC_HANDLED = _counter(
+    "raftcache_rpc_handled_total",
+    "Unary calls, by method and gRPC code; CANCELLED: the client hung up.",
+    "method",
+    "code",
+)
 RPC_SECONDS = _seconds("raftcache_rpc_duration_seconds", "From a call's arrival to its answer.", "method")
 RPC_INFLIGHT = _gauge("raftcache_rpc_inflight", "Operations accepted and not yet answered.")
 RPC_INFLIGHT_BYTES = _gauge("raftcache_rpc_inflight_bytes", "... and their bytes.")

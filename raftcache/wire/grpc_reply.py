@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from raftcache.wire.grpc_wire import (
+    DETAILS_TRAILER,
     INTERNAL,
     PERMISSION_DENIED,
     STATUS_NAMES,
@@ -105,7 +106,7 @@ def status_of(fields: Fields, head: ReplyHead) -> Refusal | None:
             status = value
         elif name == b"grpc-message":
             message = value
-        elif name == b"grpc-status-details-bin":
+        elif name == DETAILS_TRAILER:
             details = value
     if status == b"0" or not status:
         missing = None if status else Refusal(UNKNOWN, "the answer ends without a gRPC status")

@@ -21,7 +21,9 @@ from raftcache.wire.http2_sending import ResponseShape
 OK: Final = 0
 CANCELLED: Final = 1
 UNKNOWN: Final = 2
+INVALID_ARGUMENT: Final = 3
 DEADLINE_EXCEEDED: Final = 4
+NOT_FOUND: Final = 5
 PERMISSION_DENIED: Final = 7
 RESOURCE_EXHAUSTED: Final = 8
 UNIMPLEMENTED: Final = 12
@@ -49,6 +51,9 @@ STATUS_NAMES: Final = (
     "UNAUTHENTICATED",
 )
 """By code."""
+
+DETAILS_TRAILER: Final = b"grpc-status-details-bin"
+"""A serialised google.rpc.Status, in base64."""
 
 PREFIX_BYTES: Final = 5
 _PREFIX: Final = struct.Struct(">BL")
@@ -87,7 +92,7 @@ class Refusal:
     message: str
     """For people; any text. It is escaped on its way, as the protocol demands."""
     details: bytes = b""
-    """A serialised google.rpc.Status, for the trailer `grpc-status-details-bin`; empty = none."""
+    """A serialised google.rpc.Status, for `DETAILS_TRAILER`; empty = none."""
 
 
 class WireError(Exception):
@@ -193,7 +198,7 @@ def trailers_of(refusal: Refusal) -> Fields:
     """How a call fails."""
     trailers = [(b"grpc-status", b"%d" % refusal.code), (b"grpc-message", percent_encoded(refusal.message))]
     if refusal.details:
-        trailers.append((b"grpc-status-details-bin", b64encode(refusal.details).rstrip(b"=")))
+        trailers.append((DETAILS_TRAILER, b64encode(refusal.details).rstrip(b"=")))
     return tuple(trailers)
 
 
@@ -217,6 +222,13 @@ _PERCENT_ENCODED: Final = tuple(
 def framed(message: bytes) -> bytes:
     """A message with its prefix, not compressed."""
     return _PREFIX.pack(0, len(message)) + message
+
+
+def whole_message(data: bytes) -> bytes | None:
+    """The message, where `data` is exactly one that is not compressed: the usual case, which needs no `MessageReader`."""
+    if len(data) >= PREFIX_BYTES and _PREFIX.unpack_from(data) == (0, len(data) - PREFIX_BYTES):
+        return data[PREFIX_BYTES:]
+    return None
 
 
 class MessageReader:

@@ -35,6 +35,8 @@ def test_the_defaults_break_no_rule() -> None:
         ({"raft.inflight_bytes_max": "512KiB"}, "raft.inflight_bytes_max"),
         ({"raft.uncommitted_bytes_max": "2MiB"}, "raft.uncommitted_bytes_max"),
         ({"limits.in_flight_bytes_max": "2MiB"}, "limits.in_flight_bytes_max"),
+        ({"limits.batch_reply_bytes_max": "512MiB"}, "limits.in_flight_bytes_max"),
+        ({"limits.in_flight_bytes_max": "40MiB"}, "limits.in_flight_bytes_max"),
         ({"limits.session_reply_bytes_total_max": "512KiB"}, "limits.session_reply_bytes_total_max"),
         ({"listen.peer": "127.0.0.1:7400"}, "listen.peer"),
         ({"listen.client": ""}, "listen.client"),

@@ -155,11 +155,10 @@ async def test_a_deadline_ends_a_call_that_nobody_answers(bench: Bench) -> None:
 
 
 async def test_the_blocking_client_of_grpcio(bench: Bench) -> None:
-    """Calls, a stream and keepalive pings from a thread, on a connection of their own."""
+    """Calls and a stream from a thread, on a connection of their own."""
 
     def blocking() -> tuple[bytes, list[int]]:
-        options = [("grpc.keepalive_time_ms", 5_000), ("grpc.keepalive_permit_without_calls", 1)]
-        with grpc.insecure_channel(f"127.0.0.1:{bench.front.port}", options) as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{bench.front.port}") as channel:
             kv = kv_pb2_grpc.KvServiceStub(channel)
             kv.Put(kv_pb2.PutRequest(key=b"k", value=b"v"), timeout=10)
             answers = kv.Pipeline(iter([kv_pb2.PipelineRequest(request_id=n) for n in range(20)]), timeout=10)
@@ -242,13 +241,33 @@ async def test_a_farewell_is_said_twice() -> None:
     ping = await client.until(frames.PING)
     assert first is not None
     assert ping is not None
+    assert 0x7FFF_FFFF == int.from_bytes(first.payload[:4], "big")
     late = client.call()
     client.send(frames.frame(frames.PING, frames.ACK, 0, ping.payload))
-    fields, _ = await client.answer(late)
-    assert "0" == fields["grpc-status"]
-    assert b"\x7f\xff\xff\xff" == first.payload[:4]
+    last_ids, fields = [], {}
+    while (found := await client.frame()) is not None:
+        if found.kind == frames.GOAWAY:
+            last_ids.append(int.from_bytes(found.payload[:4], "big"))
+        elif found.kind == frames.HEADERS:
+            fields |= dict(client.decoder.decode(found.payload))
+    assert ([late], "0") == (last_ids, fields["grpc-status"])
     await stopping
     await client.close()
+
+
+async def test_an_idle_client_may_ask_whether_we_are_there() -> None:
+    """RFC 9113 §6.7, and what gRPC calls keepalive: pings without calls are answered with what they brought."""
+    front = await fast_front()
+    client = await WireClient.connect(front.port)
+    for number in range(50):
+        client.send(frames.frame(frames.PING, 0, 0, b"%08d" % number))
+        answer = await client.until(frames.PING)
+        assert answer is not None, f"hung up on after {number} pings"
+        assert (frames.ACK, b"%08d" % number) == (answer.flags, answer.payload)
+    fields, _ = await client.answer(client.call())
+    assert "0" == fields["grpc-status"]
+    await client.close()
+    await front.stop(0)
 
 
 @pytest.mark.parametrize(

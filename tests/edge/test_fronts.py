@@ -9,8 +9,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from raftcache.admin.v1 import admin_pb2, admin_pb2_grpc
+from raftcache.clock import SystemClock
 from raftcache.edge.front import Call, Handlers
-from raftcache.edge.front_config import DETAILS_TRAILER, LIVENESS, READINESS
+from raftcache.edge.front_config import LIVENESS, READINESS
 from raftcache.errors import ConfigError, OutcomeUnknown, PreconditionFailed
 from raftcache.gateway.errors import refusal_of
 from raftcache.gateway.handlers import handlers_of
@@ -20,6 +21,7 @@ from tests.edge.conftest import SETTINGS, Bench, FrontClass, front_config
 from tests.gateway.memory_node import CLUSTER, MemoryAdministration, MemoryNode
 from tests.gateway.test_errors import details_of
 from tests.gateway.test_kv_service import get_item, put_item
+from tests.support.refusals import DETAILS_TRAILER
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
@@ -323,12 +325,12 @@ async def test_a_bug_leaves_no_caller_waiting(front_class: FrontClass) -> None:
     await front.stop(0.2)
 
 
-@pytest.mark.parametrize("where", ["receive", "half_close"])
+@pytest.mark.parametrize("where", ["__init__", "receive", "half_close"])
 async def test_a_bug_ends_its_stream(where: str, monkeypatch: pytest.MonkeyPatch, front_class: FrontClass) -> None:
     """Without details, so that nobody takes what was not answered for not done."""
     node, bugs = MemoryNode(), []
 
-    def broken(self: Pipeline, *_: object) -> None:
+    def broken(self: Pipeline, *_: object, **__: object) -> None:
         raise KeyError("a bug")
 
     monkeypatch.setattr(Pipeline, where, broken)
@@ -345,6 +347,47 @@ async def test_a_bug_ends_its_stream(where: str, monkeypatch: pytest.MonkeyPatch
         assert ["KeyError"] == [type(error).__name__ for error in bugs]
         await until(lambda: front.in_flight == 0)
     await front.stop(0.2)
+
+
+async def test_every_call_is_counted(monkeypatch: pytest.MonkeyPatch, front_class: FrontClass) -> None:
+    """By method and code, also what the front answers by itself, and alike by both: operators see an overload by it.
+
+    A client whose deadline passes hangs up by itself."""
+    node, administration = MemoryNode(clock=SystemClock()), MemoryAdministration()
+    ended: list[tuple[str, str]] = []
+    front = front_class(
+        handlers_of(node.gateway(SETTINGS), administration),
+        front_config(in_flight_max=1),
+        node.clock,
+        on_ended=lambda method, code, took_ns: ended.append((method, code)),
+    )
+    await front.start()
+
+    async def outcome(call: grpc.aio.Call) -> str:
+        name: str = (await call.code()).name
+        return name
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{front.port}") as channel, asyncio.timeout(10):
+        kv: kv_pb2_grpc.KvServiceAsyncStub = kv_pb2_grpc.KvServiceStub(channel)
+        admin: admin_pb2_grpc.AdminServiceAsyncStub = admin_pb2_grpc.AdminServiceStub(channel)
+        seen = [("Put", await outcome(kv.Put(kv_pb2.PutRequest(key=b"k", value=b"1"))))]
+        seen.append(("Get", await outcome(kv.Get(kv_pb2.GetRequest()))))
+        seen.append(("GetCluster", await outcome(admin.GetCluster(admin_pb2.GetClusterRequest()))))
+        node.hold = True
+        held = kv.Get(kv_pb2.GetRequest(key=b"k"), timeout=0.3)
+        held_code = asyncio.ensure_future(outcome(held))
+        await until(lambda: front.in_flight == 1)
+        seen.append(("Put", await outcome(kv.Put(kv_pb2.PutRequest(key=b"k", value=b"2")))))
+        seen.append(("GetCluster", await outcome(admin.GetCluster(admin_pb2.GetClusterRequest()))))
+        assert "DEADLINE_EXCEEDED" == await held_code
+        seen.append(("Get", "CANCELLED"))
+        await until(lambda: front.in_flight == 0)
+        monkeypatch.setattr(MemoryAdministration, "cluster", None)
+        seen.append(("GetCluster", await outcome(admin.GetCluster(admin_pb2.GetClusterRequest()))))
+    await front.stop(0.2)
+    codes = ["OK", "INVALID_ARGUMENT", "OK", "RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED", "CANCELLED", "INTERNAL"]
+    assert codes == [code for _, code in seen]
+    assert seen == ended
 
 
 async def test_a_stream_that_sends_nonsense_ends_with_details(bench: Bench) -> None:

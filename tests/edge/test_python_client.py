@@ -9,7 +9,7 @@ from raftcache import ops
 from raftcache.client import AmbiguousResult, AsyncClient, Client, ConditionFailed
 from raftcache.client.options import Transport
 from raftcache.clock import SystemClock
-from raftcache.edge import fast_front
+from raftcache.edge import fast_connection
 from raftcache.edge.fast_front import FastFront
 from raftcache.errors import BatchTooLarge, InvalidRequest
 from raftcache.gateway.handlers import handlers_of
@@ -75,7 +75,7 @@ async def test_calls_errors_and_streams_of_threads(bench: Bench, transport: Tran
 
 async def test_an_answer_that_was_dropped_is_not_told_as_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that does not take its answers loses some; what they would have told was done all the same."""
-    monkeypatch.setattr(fast_front, "UNSENT_BYTES_MAX", -1)
+    monkeypatch.setattr(fast_connection, "UNSENT_BYTES_MAX", -1)
     node = MemoryNode(clock=SystemClock())
     front = FastFront(handlers_of(node.gateway(SETTINGS), MemoryAdministration()), front_config(), node.clock)
     await front.start()

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from unittest.mock import patch
 
 from raftcache.clock import NS_PER_MS, Clock
-from raftcache.edge import fast_connection, fast_front
+from raftcache.edge import fast_connection
 from raftcache.edge.fast_calls import FastCall, StreamCall, UnaryCall
 from raftcache.edge.fast_connection import FastConnection
 from raftcache.edge.fast_front import FastFront
@@ -47,7 +47,6 @@ def run_front(data: bytes) -> None:
     with (
         patch.object(fast_connection, "PROMISED_BYTES_MAX", 160_000),
         patch.object(fast_connection, "UNSENT_BYTES_MAX", 120_000),
-        patch.object(fast_front, "UNSENT_BYTES_MAX", 120_000),
     ):
         scene = _Scene()
         for at in range(0, min(len(data), _ACTIONS_MAX * _ACTION_BYTES) - _ACTION_BYTES + 1, _ACTION_BYTES):
