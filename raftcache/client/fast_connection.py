@@ -5,8 +5,8 @@
 
 Rules of this file:
 - calls of one turn of the loop leave in one write, or in one for each `PIECES_MAX` of them;
-- it knows of each call whether a byte of it was handed to the socket. A call is *definitely* without effect if none was, or if
-  the node says that it has not looked at it. Everything else is lost, and its outcome unknown;
+- it knows of each call whether a byte of it was, or still may be, handed to the socket. A call is *definitely* without effect if
+  neither is so, or if the node says that it has not looked at it. Everything else is lost, and its outcome unknown;
 - one timer, for the sign of life.
 """
 
@@ -131,11 +131,6 @@ class FastConnection(asyncio.Protocol):
         self.channel.on_room(self)
         self.touch()
 
-    @property
-    def idle(self) -> bool:
-        """Whether no call is under way."""
-        return not self.http2.streams
-
     # --- The transport ------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -191,8 +186,7 @@ class FastConnection(asyncio.Protocol):
 
     def _write(self) -> None:
         transport, sender = self._transport, self.http2.sender
-        # What is written to a transport that is closing goes nowhere, and the calls in it were never sent.
-        if transport is None or transport.is_closing():
+        if transport is None or not self._writable:
             return
         while data := sender.data_to_send():
             self.handed_id = self.http2.last_stream_id
@@ -205,6 +199,11 @@ class FastConnection(asyncio.Protocol):
                     stream.call.on_sent()
         if self._ended or (self.http2.leaving and not self.http2.streams):
             self._hang_up(transport)
+
+    @property
+    def _writable(self) -> bool:
+        # What is written to a transport that is closing goes nowhere, and the calls in it were never sent.
+        return self._transport is not None and not self._transport.is_closing()
 
     def leave(self) -> None:
         """Closes the connection, with a word; calls on it are lost."""
@@ -260,9 +259,10 @@ class FastConnection(asyncio.Protocol):
 
     def _lose(self, call: FastCall, why: str) -> None:
         assert call.stream is not None, "it was opened on this connection"
-        was_handed = call.stream.id <= self.handed_id
+        # What is begun and not written leaves with the next write, whatever becomes of its stream.
+        may_leave = call.stream.id <= self.handed_id or self._writable
         self.forget(call)
-        call.settle(lost(call.endpoint, why) if was_handed else never_sent(call.endpoint, why))
+        call.settle(lost(call.endpoint, why) if may_leave else never_sent(call.endpoint, why))
 
     def _on_look(self) -> None:
         """Is the node there?"""

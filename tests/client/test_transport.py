@@ -258,6 +258,29 @@ async def test_a_call_that_was_not_written_when_its_connection_broke_had_no_effe
         assert 1 == len(pair.node.heads)
 
 
+@pytest.mark.parametrize("how", ["the client is closed", "the node breaks HTTP/2", "the node resets the stream"])
+async def test_a_call_that_leaves_after_its_end_may_have_had_an_effect(how: str) -> None:
+    """It is settled between its turn and the write at the end of that, which carries it out all the same."""
+    async with both(silent) as pair:
+        await pair.ask(seconds=0.05)
+        assert pair.transport._channels is not None
+        (connection,) = pair.transport._channels._channels[pair.node.endpoint]._connections
+        seen = len(pair.node.heads)
+        started = AsyncCall(call(pair.node.endpoint), asyncio.get_running_loop().create_future())
+        pair.transport._channels.start(started)
+        assert started.stream is not None
+        match how:
+            case "the client is closed":
+                connection.leave()
+            case "the node breaks HTTP/2":
+                connection.data_received(frames.frame(frames.DATA, 0, 0, b"x"))
+            case _:
+                code = INTERNAL_ERROR.to_bytes(4, "big")
+                connection.data_received(frames.frame(frames.RST_STREAM, 0, started.stream.id, code))
+        assert WHO_KNOWS == outcome(await started.future)
+        await until(lambda: len(pair.node.heads) == seen + 1)
+
+
 async def test_a_call_whose_connection_breaks_may_have_had_an_effect() -> None:
     """The node had read it, and hung up."""
     async with both(when_complete(lambda peer, stream: peer.hang_up())) as pair:
