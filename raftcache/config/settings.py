@@ -179,20 +179,22 @@ class Storage:
         64 * GIB,
         about="A shard is checkpointed after this much log at most. Bounds what a restart replays: 64 MiB of commands of\n"
         "130 bytes are about half a million, some 5 s. Where checkpoints take long (a state of gigabytes) they take a third\n"
-        "of a node's time at most: the log is longer then, up to log_bytes_max.",
+        "of a node's time at most: the log is longer then, up to log_bytes_max. A node of many shards takes them sooner:\n"
+        "each has its share of half of log_bytes_max.",
     )
     trailing_log_bytes: int = _size(
         16 * MIB,
         0,
         64 * GIB,
         about="Log kept below a checkpoint, so that a follower which was away for a moment needs no snapshot\n"
-        "(etcd: 5,000 entries).",
+        "(etcd: 5,000 entries). With many shards each keeps its share of a quarter of log_bytes_max.",
     )
     log_bytes_max: int = _size(
         1 * GIB,
         4 * MIB,
         1 * TIB,
-        about="Log of all shards together. Past it, the shard that pins the oldest segment is checkpointed.",
+        about="Log of all shards together. Past it, the shard that holds the oldest segment gives up what it keeps below its\n"
+        "checkpoint, and is checkpointed anew where that is not enough.",
     )
     map_bytes: int = _size(
         16 * GIB,

@@ -9,6 +9,8 @@ Rules of this file:
   grows with the state, and the log that calls for one does not;
 - the replicas of a group do not take theirs at once (`_due_bytes`): a majority should always have its disks for the log;
 - the log is compacted only below a *verified, durable* checkpoint, and `trailing_log_bytes` stay below it for laggards;
+- all replicas of a node share its log, and one with a single old entry holds all of it. So each has its share of
+  `log_bytes_max`, and beyond that whoever holds the oldest segment gives up what it keeps, then takes a checkpoint;
 - at most `snapshots_out_max` snapshots leave a node at once, one per follower; a refused one is asked for again by Raft;
 - a received snapshot is verified here before the core hears of it: damage is never passed on.
 """
@@ -19,7 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from raftcache.errors import Corruption, RaftCacheError
-from raftcache.ids import NO_REPLICA, Index, NodeId, ReplicaId, ShardId
+from raftcache.ids import NO_REPLICA, NodeId, ReplicaId, ShardId
 from raftcache.node.replica import Replica
 from raftcache.raft.configuration import decode_configuration
 from raftcache.raft.messages import InstallSnapshot, SnapshotMeta
@@ -70,6 +72,9 @@ class Checkpointing:
     def tick(self) -> None:
         """Starts the most urgent checkpoint, if any is due and none is in progress."""
         self._ticks += 1
+        pinning = self._pinning()
+        if pinning is not None:
+            self._compact(pinning)
         if self.running:
             return
         if self._grown and self._ticks % REPLACE_EVERY_TICKS == 0:
@@ -111,21 +116,31 @@ class Checkpointing:
             if replica.leads and replica.raft.checkpoint_wanted > (newest.index if newest is not None else 0):
                 # A follower needs a snapshot, and there is none that its log could go on from.
                 return replica
-        if engine.wal.log_bytes > engine.settings.log_bytes_max:
-            pinning = engine.wal.pinned_by()
-            for replica in candidates:
-                if replica.replica_id == pinning and replica.checkpoint_log_bytes > 0:
-                    return replica
+        pinning = self._pinning()
+        if pinning is not None and pinning in candidates and _is_behind(pinning):
+            return pinning
         if self._ticks >= self._rest_until:
             longest = max(candidates, key=lambda replica: replica.checkpoint_log_bytes, default=None)
             if longest is not None and longest.checkpoint_log_bytes >= self._due_bytes(longest):
                 return longest
         return None
 
+    def _pinning(self) -> Replica | None:
+        """Where the log is too long: the replica that holds its oldest segment."""
+        engine = self._engine
+        if engine.wal.log_bytes <= engine.settings.log_bytes_max:
+            return None
+        pinning = engine.wal.pinned_by()
+        return None if pinning is None else engine.replicas.get(pinning)
+
+    def _share(self, part: int) -> int:
+        """A replica's share of a `part`th of the longest log."""
+        return max(1, self._engine.settings.log_bytes_max // (part * max(1, len(self._engine.replicas))))
+
     def _due_bytes(self, replica: Replica) -> int:
         """Log after which a checkpoint is due: the limit for one of a group's three replicas (their ids follow each other),
         an eighth and two eighths less for the others."""
-        limit = self._engine.settings.log_bytes_per_checkpoint
+        limit = min(self._engine.settings.log_bytes_per_checkpoint, self._share(2))
         return limit - limit * (replica.replica_id % 3) // 8
 
     def begin(self, replica: Replica) -> None:
@@ -156,7 +171,7 @@ class Checkpointing:
                 engine.observer.event(
                     "checkpoint_taken", shard=replica.shard, index=result.meta.index, bytes=result.bytes
                 )
-                self._compact(replica, result.meta.index)
+                self._compact(replica)
                 self._grown.discard(replica.replica_id)
                 if replica.state.needs_compaction():
                     self._grown.add(replica.replica_id)
@@ -170,12 +185,17 @@ class Checkpointing:
                 if result.fatal:
                     engine.fatal(f"checkpoint of shard {replica.shard}: {result.error}")
 
-    def _compact(self, replica: Replica, checkpoint: Index) -> None:
-        """Lets the log go below the checkpoint, but for the trailing part; all of it where the log is too large."""
+    def _compact(self, replica: Replica) -> None:
+        """Lets the log go below the newest checkpoint, but for the trailing part; all of it where the log is too long."""
         engine = self._engine
-        over = engine.wal.log_bytes > engine.settings.log_bytes_max
-        trailing = 0 if over else engine.settings.trailing_log_bytes
-        compact_to = replica.log.index_keeping(trailing, upto=checkpoint)
+        newest = replica.log.snapshot()
+        if newest is None:
+            return
+        if engine.wal.log_bytes > engine.settings.log_bytes_max:
+            compact_to = min(newest.index, replica.log.last_index())
+        else:
+            trailing = min(engine.settings.trailing_log_bytes, self._share(4))
+            compact_to = replica.log.index_keeping(trailing, upto=newest.index)
         if compact_to >= replica.log.first_index():
             engine.commit.write_later(ReplicaWrite(replica.replica_id, compact_to=compact_to))
 
@@ -254,6 +274,12 @@ class Checkpointing:
             self.snapshots_received += 1
             engine.on_messages(engine.node_of(message.from_) or engine.node, [(replica.shard, message)])
         done(good)
+
+
+def _is_behind(replica: Replica) -> bool:
+    """Whether a checkpoint would cover more than the newest one. An entry without data counts: it holds a segment too."""
+    newest = replica.log.snapshot()
+    return replica.machine is not None and (newest is None or newest.index < replica.machine.applied_index)
 
 
 class Incoming:

@@ -158,6 +158,8 @@ class Lifecycle:
             answer=engine.router.settle,
             observer=engine.observer,
         )
+        newest = log.snapshot()
+        replica.checkpoint_log_bytes = log.bytes_between(newest.index if newest is not None else Index(0), applied)
         if self._tracer.active:
             replica.traces = EntryTraces(self._tracer, shard)
         engine.house(replica)

@@ -170,6 +170,10 @@ class ReplicaLog:
             index = Index(index - 1)
         return Index(max(index, self.start_index))
 
+    def bytes_between(self, after: Index, upto: Index) -> int:
+        """Data of the entries `(after, upto]` that the log holds."""
+        return sum(self._lengths[max(0, after - self.start_index) : max(0, upto - self.start_index)])
+
     def oldest_segment(self) -> int | None:
         """The oldest segment in which an entry of this log lies; None for an empty log."""
         return min([segment for _, segment in self._runs]) if self._runs else None

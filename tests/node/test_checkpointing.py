@@ -8,11 +8,14 @@ import pytest
 
 from raftcache.errors import RaftCacheError, StorageFull
 from raftcache.ids import CATALOG_SHARD, Index, NodeId, ShardId, Term
+from raftcache.kv.slots import slot_of
 from raftcache.node.settings import MS
 from raftcache.raft.messages import AppendReply, Configuration, InstallSnapshot, Message, SnapshotMeta
 from raftcache.storage.checkpoint_result import OnCheckpoint
 from raftcache.storage.checkpoints import Outgoing
 from raftcache.storage.state import CheckpointDamaged, CheckpointFailed, StateLost, StateStore
+from raftcache.storage.wal import WalConfig
+from tests.node import nodes as nodes_module
 from tests.node.nodes import SHARD, Node, Nodes
 
 Begun = list[tuple[SnapshotMeta, OnCheckpoint]]
@@ -109,6 +112,55 @@ def test_a_log_that_is_too_long_is_not_rested_for(begun: Begun, monkeypatch: pyt
     monkeypatch.setattr(node.engine.wal, "pinned_by", lambda: other)
     nodes.tick()
     assert 2 == len(begun)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_idle_shards_do_not_hold_the_log_of_a_busy_one(restarted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold its oldest segment: by what is kept for laggards, or by the empty entry of an election. Neither grows, so nothing
+    else would ever make them let go."""
+    small = {"batch_bytes_max": 4 << 10, "cache_bytes_max": 64 << 10, "pinned_bytes_max": 4 << 10}
+    monkeypatch.setattr(nodes_module, "WalConfig", lambda segment_bytes: WalConfig(segment_bytes=8 << 10, **small))
+    limits = {"log_bytes_per_checkpoint": 8 << 10, "trailing_log_bytes": 4 << 10, "log_bytes_max": 64 << 10}
+    nodes = Nodes(1, shards=8, disk_free_bytes_min=0, **limits)
+    node = nodes.lead()
+    keys: dict[ShardId | None, bytes] = {}
+    for number in range(200):
+        key = b"k%d" % number
+        keys.setdefault(node.engine.owner(slot_of(key)), key)
+    assert 8 == len(keys)
+    for shard, key in keys.items():
+        assert shard is not None
+        nodes.lead(shard)
+        for _ in range(4 if restarted else 18):
+            nodes.put(node, key, bytes(512))
+        nodes.tick(10)
+    if restarted:
+        node.stop()
+        node.start()
+        nodes.run()
+        for shard in keys:
+            assert shard is not None
+            nodes.lead(shard)
+    for number in range(600):
+        nodes.put(node, keys[SHARD], bytes(512))
+        nodes.tick()
+        assert number < 100 or node.engine.wal.log_bytes <= 96 << 10, f"after {number} puts to one shard"
+
+
+def test_what_was_written_before_a_clean_restart_counts() -> None:
+    """It is not replayed now, but it would be after a crash: a node that restarts often takes its checkpoints all the same."""
+    nodes = Nodes(1, log_bytes_per_checkpoint=20_000)
+    node = nodes.lead()
+    for _ in range(6):
+        for number in range(60):
+            nodes.put(node, b"k%d" % number, b"x" * 50)
+        nodes.tick(3)
+        assert node.replica().log.data_bytes <= 20_000
+        node.stop()
+        node.start()
+        nodes.run()
+        nodes.lead()
+    assert node.replica().log.start_index > 0
 
 
 def test_replicas_of_a_group_take_their_checkpoints_one_after_the_other() -> None:
