@@ -24,6 +24,7 @@ from raftcache.edge.front import Refusal
 from raftcache.edge.front_config import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS
 from raftcache.errors import OutcomeUnknown
 from raftcache.wire import grpc_wire
+from raftcache.wire import http2_frames as frames
 from raftcache.wire.grpc_wire import request_head
 from raftcache.wire.http2 import Http2Limits
 from raftcache.wire.http2_errors import ENHANCE_YOUR_CALM
@@ -232,33 +233,41 @@ class FastConnection(asyncio.Protocol):
     def want(self, call: FastCall, missing: int) -> None:
         """`call` expects `missing` more bytes of a message, and perhaps others after it.
 
-        Within `STREAM_WINDOW` that is always allowed. A larger message is allowed as a whole, or waits for its turn.
+        Within `STREAM_WINDOW` that is always allowed. A larger message is allowed as a whole, or waits for its turn: behind all
+        that wait already, and until those before it leave room.
         """
         if call.promised:
             return
         if missing <= STREAM_WINDOW:
             self.http2.allow(call.stream, max(missing, STREAM_WINDOW - call.reader.buffered if call.reader else 0))
-        elif self._promised and self._promised + missing > PROMISED_BYTES_MAX:
+        elif self._wanting or not self._has_room_for(missing):
             self._wanting.append(call)
             call.promised = -1
         else:
-            call.promised = missing
-            self._promised += missing
-            self.http2.allow(call.stream, missing, at_once=True)
+            self._promise(call, missing)
 
     def release(self, call: FastCall) -> None:
         """The large message is here, or will not come."""
         if call.promised < 0:
             self._wanting.remove(call)
-            call.promised = 0
-            return
-        self._promised -= call.promised
+        else:
+            self._promised -= call.promised
         call.promised = 0
-        while self._wanting and not self._promised:
-            waiting = self._wanting.popleft()
-            waiting.promised = 0
-            if waiting.reader is not None:
-                self.want(waiting, waiting.reader.missing)
+        while self._wanting:
+            waiting = self._wanting[0]
+            assert waiting.reader is not None, "a call that waits has the beginning of its message"
+            missing = waiting.reader.missing
+            if not self._has_room_for(missing):
+                break
+            self._promise(self._wanting.popleft(), missing)
+
+    def _has_room_for(self, missing: int) -> bool:
+        return not self._promised or self._promised + missing <= PROMISED_BYTES_MAX
+
+    def _promise(self, call: FastCall, missing: int) -> None:
+        call.promised = missing
+        self._promised += missing
+        self.http2.allow(call.stream, missing + frames.PADDING_BYTES_MAX, at_once=True)
 
     @property
     def is_full(self) -> bool:

@@ -238,9 +238,14 @@ class Connection:
         stream.receive_window -= length
         if stream.receive_window < 0:
             raise StreamViolation(stream_id, FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
+        ended = bool(flags & frames.END_STREAM)
         if flags & frames.PADDED:
             payload = _unpadded(payload)
-        ended = bool(flags & frames.END_STREAM)
+            if not ended:
+                # It counts against the window (RFC 9113 §6.1), and nobody above knows of it.
+                padding = length - len(payload)
+                stream.receive_window += padding
+                self.sender.out.append(frames.window_update(stream_id, padding))
         if stream.length_left is not None:
             count_down(stream, len(payload), ended)
         if ended:

@@ -25,6 +25,8 @@ ACK: Final = 0x1
 END_STREAM: Final = 0x1
 END_HEADERS: Final = 0x4
 PADDED: Final = 0x8
+PADDING_BYTES_MAX: Final = 256
+"""Of a frame, its length included."""
 PRIORITY_FIELDS: Final = 0x20
 """The flag PRIORITY of HEADERS."""
 

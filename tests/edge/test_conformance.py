@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from raftcache.clock import SystemClock
+from raftcache.edge import fast_connection
 from raftcache.edge.fast_front import FastFront
 from raftcache.gateway.handlers import handlers_of
 from raftcache.v1 import kv_pb2, kv_pb2_grpc
@@ -88,10 +89,12 @@ async def test_compressed_requests_that_are_damaged_leave_nothing_behind(bench: 
     await client.close()
 
 
-@pytest.mark.parametrize("first", [1, 5_000, 16_384, 30_000, 60_000, 65_535])
+@pytest.mark.parametrize("padding", [0, 10, 255])
+@pytest.mark.parametrize("first", [1, 5_000, 16_000, 30_000, 60_000, 65_535])
 @pytest.mark.parametrize("size", [66_000, 80_000, 105_305, 131_000, 250_000])
-async def test_a_message_above_the_window_is_let_in_wherever_it_is_cut(size: int, first: int) -> None:
-    """RFC 9113 §6.9: a sender that has used its window up hears of more, whatever the server had read of the message before."""
+async def test_a_message_above_the_window_is_let_in_wherever_it_is_cut(size: int, first: int, padding: int) -> None:
+    """RFC 9113 §6.9: a sender that has used its window up hears of more, whatever the server had read of the message before, and
+    whether or not it pads (§6.1), which counts against the window."""
     front = await fast_front()
     client = await WireClient.connect(front.port)
     message = framed(kv_pb2.PutRequest(key=b"k", value=bytes(size)).SerializeToString())
@@ -105,11 +108,16 @@ async def test_a_message_above_the_window_is_let_in_wherever_it_is_cut(size: int
 
     def send(limit: int) -> None:
         nonlocal sent, window
-        limit = min(limit, window, len(message) - sent)
-        while limit:
-            piece = message[sent : sent + min(limit, 16_384)]
-            sent, window, limit = sent + len(piece), window - len(piece), limit - len(piece)
+        while (count := min(limit, window, len(message) - sent, 16_000)) > 0:
+            padded = 0 < padding < window - 1
+            if padded:
+                count = min(count, window - padding - 1)
+            piece = message[sent : sent + count]
+            sent, limit = sent + count, limit - count
             flags = frames.END_STREAM if sent == len(message) else 0
+            if padded:
+                flags, piece = flags | frames.PADDED, bytes([padding]) + piece + bytes(padding)
+            window -= len(piece)
             client.send(frames.frame(frames.DATA, flags, stream_id, piece))
 
     send(first)
@@ -127,6 +135,35 @@ async def test_a_message_above_the_window_is_let_in_wherever_it_is_cut(size: int
     assert "0" == fields["grpc-status"]
     await client.close()
     await front.stop(0.2)
+
+
+async def test_large_messages_are_let_in_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that would fit does not overtake one that waits: where many come, the others would wait until their deadline."""
+    monkeypatch.setattr(fast_connection, "PROMISED_BYTES_MAX", 300_000)
+    front = await fast_front()
+    client = await WireClient.connect(front.port)
+    sizes = {client.open(request_fields(PUT)): size for size in (190_000, 190_000, 80_000)}
+    messages = {
+        stream_id: framed(kv_pb2.PutRequest(key=b"k", value=bytes(size)).SerializeToString())
+        for stream_id, size in sizes.items()
+    }
+    for stream_id, message in messages.items():
+        client.send(frames.frame(frames.DATA, 0, stream_id, message[:100]))
+    first, second, third = messages
+    assert await client.until(frames.WINDOW_UPDATE, first) is not None
+    for at in range(100, len(messages[first]), 16_384):
+        piece = messages[first][at : at + 16_384]
+        flags = frames.END_STREAM if at + len(piece) == len(messages[first]) else 0
+        client.send(frames.frame(frames.DATA, flags, first, piece))
+    let_in: list[int] = []
+    while len(let_in) < 2:
+        found = await client.until(frames.WINDOW_UPDATE)
+        assert found is not None
+        if found.stream_id:
+            let_in.append(found.stream_id)
+    assert [second, third] == let_in
+    await client.close()
+    await front.stop(0)
 
 
 async def test_large_messages_both_ways_at_once(bench: Bench) -> None:
@@ -244,12 +281,13 @@ async def test_a_farewell_is_said_twice() -> None:
     assert 0x7FFF_FFFF == int.from_bytes(first.payload[:4], "big")
     late = client.call()
     client.send(frames.frame(frames.PING, frames.ACK, 0, ping.payload))
-    last_ids, fields = [], {}
+    last_ids: list[int] = []
+    fields: dict[str, str] = {}
     while (found := await client.frame()) is not None:
         if found.kind == frames.GOAWAY:
             last_ids.append(int.from_bytes(found.payload[:4], "big"))
         elif found.kind == frames.HEADERS:
-            fields |= dict(client.decoder.decode(found.payload))
+            fields |= {str(name): str(value) for name, value in client.decoder.decode(found.payload)}
     assert ([late], "0") == (last_ids, fields["grpc-status"])
     await stopping
     await client.close()
