@@ -58,6 +58,8 @@ SETTLE_NS: Final = 10 * NS_PER_SECOND
 """For the preface and the first SETTINGS to arrive."""
 FAREWELL_NS: Final = 1 * NS_PER_SECOND
 """How long a client may take to acknowledge our first GOAWAY before the second, or to hang up after one that says why."""
+LINGER_NS: Final = 30 * NS_PER_SECOND
+"""How long a client may take to read its last answers on a connection that ends."""
 _KEEPALIVE: Final = b"alive?  "
 _FAREWELL: Final = b"farewell"
 
@@ -90,7 +92,8 @@ class FastConnection(asyncio.Protocol):
         self._accepting = True
         self._ended_ns = 0
         """When the peer broke the protocol or a limit."""
-        self._half_closed = False
+        self._half_closed_ns = 0
+        """When we said our last byte; what comes after it is read and dropped."""
 
     # --- The transport ------------------------------------------------------------------------------------------------
 
@@ -112,6 +115,8 @@ class FastConnection(asyncio.Protocol):
         if self._ended_ns:
             return
         self.now_ns = self.front.clock.monotonic_ns()
+        if self._half_closed_ns:
+            return
         self._ping_sent_ns = 0
         self._on_events(self.http2.receive(data, self.now_ns))
         self.flush()
@@ -145,7 +150,7 @@ class FastConnection(asyncio.Protocol):
     def flush(self) -> None:
         """Writes what there is, as one piece, and settles accounts with the front."""
         transport, sender = self._transport, self.http2.sender
-        if transport is None or self._half_closed:
+        if transport is None or self._half_closed_ns:
             return
         while data := sender.data_to_send():
             transport.write(data)
@@ -158,13 +163,13 @@ class FastConnection(asyncio.Protocol):
             self._close(transport)
 
     def _close(self, transport: asyncio.Transport) -> None:
-        if not self._ended_ns or not transport.can_write_eof():
-            transport.close()
-        elif not self._half_closed:
-            # The peer is to learn why. Were the socket closed while it still sends, TCP would discard our GOAWAY: what comes is
-            # read and dropped for a moment, see `look_after`.
-            self._half_closed = True
-            transport.write_eof()
+        if not transport.can_write_eof():
+            transport.close()  # TLS: read until the peer has said goodbye too
+            return
+        # Were the socket closed while the peer still sends (a ping, a window), TCP would discard what it has not read yet: the last
+        # answers, or why we end. So what comes is read and dropped until it hangs up, or `look_after` loses patience.
+        self._half_closed_ns = self.front.clock.monotonic_ns()
+        transport.write_eof()
 
     # --- Events -------------------------------------------------------------------------------------------------------
 
@@ -292,6 +297,11 @@ class FastConnection(asyncio.Protocol):
         if self._ended_ns:
             if now_ns - self._ended_ns > FAREWELL_NS:
                 self.abort()
+        elif self._half_closed_ns:
+            if now_ns - self._half_closed_ns > LINGER_NS:
+                self.abort()
+            elif now_ns - max(self._half_closed_ns, self.now_ns) > FAREWELL_NS:
+                self._transport.close()  # it sends nothing: what it has not read is safe without us
         elif not self.http2.settled and now_ns - self.born_ns > SETTLE_NS:
             self.abort()
         elif self._ping_sent_ns:

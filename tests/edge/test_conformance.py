@@ -293,6 +293,38 @@ async def test_a_farewell_is_said_twice() -> None:
     await client.close()
 
 
+async def test_last_answers_reach_a_client_that_reads_slowly() -> None:
+    """A client goes on talking while it reads (windows, pings). Were our socket closed by then, TCP would drop what it has not read."""
+    size, gets = 200 << 10, 30
+    node = MemoryNode(clock=SystemClock())
+    front = FastFront(handlers_of(node.gateway(SETTINGS), MemoryAdministration()), front_config(), node.clock)
+    await front.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{front.port}") as channel:
+        await kv_pb2_grpc.KvServiceStub(channel).Put(kv_pb2.PutRequest(key=b"k", value=bytes(size)))
+    client = await WireClient.connect(
+        front.port, {frames.INITIAL_WINDOW_SIZE: 1 << 24}, limit=1 << 14, receive_buffer=32 << 10
+    )
+    client.send(frames.window_update(0, 1 << 24))
+    message = kv_pb2.GetRequest(key=b"k").SerializeToString()
+    for _ in range(gets):
+        client.call(message, request_fields(GET.encode()))
+    await until(lambda: len(node.requests) == 1 + gets)
+    stopping = asyncio.get_running_loop().create_task(front.stop(20))
+    data, statuses = 0, list[str]()
+    while (found := await client.frame()) is not None:
+        await asyncio.sleep(0.002)
+        if found.kind == frames.PING:
+            client.send(frames.frame(frames.PING, frames.ACK, 0, found.payload))
+        elif found.kind == frames.DATA:
+            data += len(found.payload)
+            client.send(frames.window_update(0, len(found.payload)))
+        elif found.kind == frames.HEADERS:
+            statuses += [str(value) for name, value in client.decoder.decode(found.payload) if name == "grpc-status"]
+    assert ["0"] * gets == statuses, f"{data} bytes of {gets * size} arrived"
+    await client.close()
+    await stopping
+
+
 async def test_an_idle_client_may_ask_whether_we_are_there() -> None:
     """RFC 9113 §6.7, and what gRPC calls keepalive: pings without calls are answered with what they brought."""
     front = await fast_front()
