@@ -291,7 +291,7 @@ class Engine:
             self.commit.persist()
             # Last: what is committed has time, and what is new is on its way to disks and followers meanwhile.
             for replica, ready in zip(touched.values(), readies, strict=True):
-                if ready is not None:
+                if ready is not None or replica.may_read():
                     self._take(replica, ready, now_ns)
         self.commit.finish_turn()
         self.router.flush()
@@ -346,18 +346,22 @@ class Engine:
         except Corruption as damage:
             self.fatal(f"the log of shard {replica.shard}: {damage}")
 
-    def _take(self, replica: Replica, ready: Ready, now_ns: int) -> None:
+    def _take(self, replica: Replica, ready: Ready | None, now_ns: int) -> None:
         """Applies what is committed, and serves what may be read."""
         if replica.stopped or self.replicas.get(replica.replica_id) is not replica:
             return
         before, started_ns = replica.commands_applied, self.clock.monotonic_ns()
         try:
-            replica.take(ready, now_ns)
-            if ready.committed:
+            if ready is not None:
+                replica.take(ready, now_ns)
+            replica.serve_reads(now_ns)
+            if ready is not None and ready.committed:
                 self.observer.applied(self.clock.monotonic_ns() - started_ns, replica.commands_applied - before)
                 self._after_apply(replica, now_ns)
                 if replica.raft.log.can_apply():
                     self._backlog[replica.replica_id] = replica
+            if replica.may_read():
+                self._backlog[replica.replica_id] = replica
         except Exception as error:  # noqa: BLE001 - the supervisor of replicas
             self.on_replica_error(replica, error)
 

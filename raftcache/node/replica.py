@@ -3,7 +3,7 @@
 A replica is a synchronous object that the engine steps; it has no task, no lock and no clock of its own. Its life in one
 turn of the loop:
 
-    offer() ... -> propose() + ask_read_index() -> [engine: Ready, WAL, network] -> take() -> replies
+    offer() ... -> propose() + ask_read_index() -> [engine: Ready, WAL, network] -> take() + serve_reads() -> replies
 
 Rules of this file:
 - a write is answered when its entry is applied, a linearizable read when its read index is applied, and never earlier;
@@ -16,6 +16,7 @@ Invariant: `machine.applied_index == raft.applied`, except inside `take`.
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from raftcache.errors import (
     DeadlineExpired,
@@ -35,11 +36,13 @@ from raftcache.kv.operations import (
     Command,
     Failure,
     Get,
+    GetResult,
     Put,
     PutMany,
     PutManyResult,
     Result,
     Scan,
+    ScanResult,
     WriteResult,
 )
 from raftcache.kv.result_codec import error_of
@@ -60,6 +63,9 @@ Answer = Callable[[Request, ReplySink, Reply], None]
 """Hands a reply to the engine's outbox."""
 
 NOTHING_TIMED = (Index(0), Term(0), 0)
+READ_BYTES_PER_TURN: Final = 4 << 20
+"""Values that a replica reads in one turn. The rest waits: no limit counts values that are read and not written to their clients
+yet, and the front, which has such limits, takes them at the end of each turn. Reading them takes a millisecond."""
 
 
 class Replica:
@@ -288,7 +294,7 @@ class Replica:
     # --- What the core hands out --------------------------------------------------------------------------------------
 
     def take(self, ready: Ready, now_ns: int) -> None:
-        """Applies what is committed and serves what may be read. Raises: `Corruption`, `StateLost` (the state is gone)."""
+        """Applies what is committed, and notes what may be read. Raises: `Corruption`, `StateLost` (the state is gone)."""
         if ready.committed:
             self._time_commit(ready.committed[-1].index, now_ns)
             self._apply(ready.committed)
@@ -299,8 +305,6 @@ class Replica:
                 )
         if ready.read_states:
             self._hold_reads(ready.read_states, now_ns)
-        if self._reads_ready:
-            self._serve_reads(now_ns)
 
     def _time_commit(self, through: Index, now_ns: int) -> None:
         index, term, began_ns = self._timed_entry
@@ -383,18 +387,29 @@ class Replica:
             if reads:
                 self._reads_ready.append((read_state.index, reads))
 
-    def _serve_reads(self, now_ns: int) -> None:
-        machine = self.machine
-        assert machine is not None, f"replica {self.replica_id} got a read index before it had a state"
-        applied = self.raft.applied
-        while self._reads_ready and self._reads_ready[0][0] <= applied:
+    def may_read(self) -> bool:
+        """Whether `serve_reads` has something to do."""
+        return bool(self._reads_ready) and self._reads_ready[0][0] <= self.raft.applied
+
+    def serve_reads(self, now_ns: int) -> None:
+        """Answers reads whose index is applied, about `READ_BYTES_PER_TURN` of them. Raises: `Corruption`, `StateLost`."""
+        served = 0
+        while self.may_read():
+            machine = self.machine
+            assert machine is not None, f"replica {self.replica_id} got a read index before it had a state"
             index, reads = self._reads_ready.pop(0)
             self._in_hand = reads
-            for request, sink in reads:
+            for position, (request, sink) in enumerate(reads):
+                if served >= READ_BYTES_PER_TURN:
+                    self._reads_ready.insert(0, (index, reads[position:]))
+                    self._in_hand = []
+                    return
                 if request.deadline_ns <= now_ns:
                     self._refuse(request, sink, DeadlineExpired("the deadline passed before the read was served"))
-                else:
-                    self._answer(request, sink, self.read(request, machine, index))
+                    continue
+                reply = self.read(request, machine, index)
+                served += _value_bytes(reply.result)
+                self._answer(request, sink, reply)
             self._in_hand = []
 
     def read(self, request: Request, machine: Machine, index: Index, age_ms: int = 0) -> Reply:
@@ -518,3 +533,10 @@ class Replica:
 
     def _refuse(self, request: Request, sink: ReplySink, error: RaftCacheError) -> None:
         self._answer(request, sink, Reply(request.token, error, self.shard))
+
+
+def _value_bytes(result: object) -> int:
+    """Of the values in the answer to a read."""
+    if isinstance(result, GetResult):
+        return len(result.entry.value) if result.entry is not None else 0
+    return sum(len(entry.value) for entry in result.entries) if isinstance(result, ScanResult) else 0

@@ -21,6 +21,7 @@ from raftcache.kv.operations import Get, GetResult, Put, PutMany, PutManyResult,
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import Consistency, Reply, Request
 from raftcache.node.kinds import KIND_FORWARD
+from raftcache.node.replica import READ_BYTES_PER_TURN
 from raftcache.node.settings import MS
 from tests.node.nodes import SHARD, Asked, Node, Nodes, at_end_nothing_in_flight
 
@@ -440,6 +441,27 @@ def test_forwarding_to_a_guess_does_not_storm_while_there_is_no_leader() -> None
             node.start()
     nodes.until(lambda: all(each.replies for each in asked), "all replies")
     assert all(isinstance(each.result, WriteResult) for each in asked)
+
+
+def test_large_values_are_read_as_they_are_taken() -> None:
+    """No limit counts values that are read and not handed out, so there are few of them, however many are asked for."""
+
+    class Lists(_Many):
+        most = 0
+
+        def deliver(self, replies: Sequence[Reply]) -> None:
+            super().deliver(replies)
+            self.most = max(self.most, sum(len(reply.result.entry.value) for reply in replies))  # type: ignore[union-attr]
+
+    nodes = Nodes(1)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        nodes.put(leader, b"big", bytes(512 << 10))
+        sink, deadline_ns = Lists(), leader.clock.monotonic_ns() + 5_000 * MS
+        leader.engine.submit([Request(n, Get(b"big"), slot_of(b"big"), deadline_ns) for n in range(100)], sink)
+        nodes.run()
+        assert sorted(reply.token for reply in sink.replies) == list(range(100)), "no tick is needed for the rest"
+        assert 0 < sink.most <= READ_BYTES_PER_TURN + (512 << 10)
 
 
 def test_large_reads_through_another_node_all_come_back_without_delay() -> None:
