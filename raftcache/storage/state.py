@@ -279,8 +279,13 @@ class StateStore:
         assert not self._checkpointing, f"{self.directory}: a checkpoint is in progress"
         self._live.commit()
         try:
+            # Found out by writing, it would be the log that meets a full disk. The floor does not count: a checkpoint lets go of log.
+            taken, _ = self._live.space()
+            free = self._disk.free_bytes(self.directory)
+            if free < taken:
+                raise StorageFull(f"a checkpoint needs {taken} bytes, {free} are free; the old one stays")
             draft = self._checkpoints.draft()
-        except OSError as error:
+        except (OSError, StorageFull) as error:
             self._jobs.post(partial(on_done, failed(meta, error)))
             return
         copy = self._live.copy()

@@ -302,6 +302,21 @@ def test_little_free_space_refuses_a_snapshot_before_it_comes(home: Home) -> Non
         store.begin_incoming(FIRST, size=1000, digest=b"")
 
 
+def test_checkpoint_without_room_is_not_begun(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would fill the disk, and the log would meet it first."""
+    replica = Replica(home).bootstrap()
+    replica.put_many({b"key%d" % number: bytes(1_000) for number in range(1_000)})
+    replica.put(b"key", b"value")
+    with monkeypatch.context() as patch:
+        patch.setattr(OsDisk, "free_bytes", lambda self, path: 500_000)
+        patch.setattr(LmdbLive, "copy", lambda self: pytest.fail("it was begun"))
+        result = replica.checkpoint()
+    assert isinstance(result, CheckpointFailed)
+    assert isinstance(result.error, StorageFull)
+    assert not result.fatal
+    assert verified(replica.checkpoint()).meta == replica.meta
+
+
 def test_environment_grown_past_twice_its_records_is_replaced(home: Home) -> None:
     """After most keys are gone the live file is waste; a checkpoint and a new start make it small again."""
     replica = Replica(home)
