@@ -20,12 +20,13 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 EXAMPLES_NODE := $(patsubst %/package.json,%/node_modules/.installed,$(wildcard examples/*/package.json))
 
-.PHONY: help setup versions native native-tree test check lint format types contracts proto proto-drift demo bench bench-sizes soak sim zoo mutants jepsen jepsen-doctor fuzz clean
+.PHONY: help setup versions native native-tree test conformance check lint format types contracts proto proto-drift demo bench bench-sizes soak sim zoo mutants jepsen jepsen-doctor fuzz clean
 
 help:
 	@echo "make setup        create $(VENV) and install what the project needs"
 	@echo "make test         run the tests (sets up first)"
-	@echo "make native       compile the hot path (a wheel in dist/); NATIVE=1 runs bench, soak, sim or demo on it"
+	@echo "make native       compile the hot path (a wheel in dist/); NATIVE=1 runs bench, bench-sizes, soak, sim or demo on it"
+	@echo "make conformance  the tests of the fronts by clients of several makes, a part of make test"
 	@echo "make check        lint, types, contracts, generated code, then the tests: what CI runs"
 	@echo "make lint         ruff check, ruff format --check"
 	@echo "make format       let ruff fix and format what it can"
@@ -131,6 +132,10 @@ examples/%/node_modules/.installed: examples/%/package.json
 test: setup $(EXAMPLES_NODE)
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(PYTEST_ARGS)
 
+conformance: setup $(EXAMPLES_NODE)
+	$(BIN)/python -m pytest -q tests/edge/test_conformance.py tests/edge/test_fronts.py tests/edge/test_rfc9113.py \
+		tests/edge/test_python_client.py tests/edge/test_nodejs_example.py $(PYTEST_ARGS)
+
 check: lint types contracts proto-drift
 	@$(MAKE) --no-print-directory test
 
@@ -161,16 +166,19 @@ proto-drift: setup
 demo: native-tree
 	$(RUN) examples/demo.py
 
-# make bench                          all parts but the long ones, three runs; BENCH_ARGS="--runs 5 --only one-key" passes arguments on
+# Of this tree in either case: the copy that is compiled is thrown away with the next one. BENCH_ARGS passes arguments on.
+BENCH = $(RUN) benchmarks/run.py --output $(CURDIR)/benchmarks/results/$$(date +%FT%H%M)$(if $(NATIVE),-native).json $(BENCH_ARGS)
+
+# make bench                          all parts but the long ones, three runs; BENCH_ARGS="--runs 5 --only one-key"
 bench: native-tree
-	$(RUN) benchmarks/run.py $(if $(NATIVE),--output $(CURDIR)/benchmarks/results/$$(date +%F)-native.json) $(BENCH_ARGS)
+	$(BENCH)
 
 bench-sizes: native-tree
-	$(RUN) benchmarks/run.py --only sizes
+	$(BENCH) --only sizes
 
 # make soak MINUTES=30
 soak: native-tree
-	$(RUN) benchmarks/run.py --only soak --minutes $(or $(MINUTES),30)
+	$(BENCH) --only soak --minutes $(or $(MINUTES),30)
 
 # make sim                            one minute of fresh seeds;  make sim MINUTES=60  for long runs
 # make sim SEED=1234 [LANES=1]        replays one seed; FAULTS=3,17 and CALM=name=value,... as a failure prints them

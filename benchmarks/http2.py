@@ -2,8 +2,8 @@
 
     open(message) ──► outgoing bytes          receive(bytes) ──► [(stream, message) | (stream, status)]
 
-It exists because grpcio's own client costs more than the servers it would measure. It does what a load generator needs: many
-requests of one method, each a message that is framed already, unary or as a stream; the statuses of all of them; flow control.
+It exists because grpcio's own client costs more than the servers it would measure, and because `raftcache.wire` is a part of what is
+measured: the generator shares no code with it, and is the same for etcd. It does what a load generator needs: many requests of one method, each a message that is framed already, unary or as a stream; the statuses of all of them; flow control.
 
 Rules of this file:
 - every answer's gRPC status is read and reported: a load that fails fast must not look fast;
@@ -71,7 +71,6 @@ class Connection:
         self._frame_bytes_max = 16_384
         self._received = 0
         """Bytes of DATA since the connection's window was last enlarged."""
-        self.streams_max = 0
         """Streams that the server takes at a time; 0 = it did not say."""
         settings = _SETTING.pack(HEADER_TABLE_SIZE, 0) + _SETTING.pack(ENABLE_PUSH, 0)
         self._outgoing = [
@@ -243,8 +242,6 @@ class Connection:
                 self._initial_window = value
             elif identifier == MAX_FRAME_SIZE:
                 self._frame_bytes_max = value
-            elif identifier == MAX_CONCURRENT_STREAMS:
-                self.streams_max = value
             elif identifier == HEADER_TABLE_SIZE and value < TABLE_DEFAULT:
                 raise ProtocolError(f"the server keeps a header table of {value} bytes only")
         self._send_blocked()

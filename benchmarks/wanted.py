@@ -90,7 +90,7 @@ RATIOS_WANTED = {
 }
 """By the front of our nodes."""
 CLIENT_RATIO_MIN = 2.0
-"""The Python client at 64 outstanding, times the ordinary grpcio client with the generated stubs; on the fast front."""
+"""The Python client at 64 outstanding, times the ordinary grpcio client with the generated stubs; behind either front."""
 CLIENT_OUTSTANDING = 64
 COMMANDS_PER_FSYNC_MIN = 20.0
 """On a loaded leader: group commit works."""

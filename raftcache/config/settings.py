@@ -226,7 +226,8 @@ class Storage:
         0,
         100_000,
         about="While an fdatasync takes less than this on average, it runs on the event loop: the hop to a thread costs\n"
-        "50 us idle and 500 us beside a busy loop (measured), and 1 ms is a hundredth of a tick.\n"
+        "50 us idle and 500 us beside a busy loop (measured), and 1 ms is a hundredth of a tick. While a checkpoint is\n"
+        "written, or other requests wait at the node, it runs in a thread all the same.\n"
         "0: always in a thread.",
     )
     disk_free_bytes_min: int = _size(
@@ -371,13 +372,14 @@ class Limits:
         1,
         1_000_000,
         about="Operations accepted and not yet answered: about 80 connections of 256 outstanding. The plain puts of a batch\n"
-        "count as one for each shard; their bytes count all the same.",
+        "count as one for each shard; their bytes count all the same. Of calls and open streams at the front, as many.",
     )
     in_flight_bytes_max: int = _size(
         256 * MIB,
         1 * MIB,
         64 * GIB,
-        about="... and their bytes: what the uncommitted tails of four busy shards may hold.",
+        about="... and their bytes: what the uncommitted tails of four busy shards may hold. As much again may clients have\n"
+        "sent in part or left untaken, all connections together; beyond it the one that holds most is closed.",
     )
     patience_ms: int = _duration_ms(
         5_000,

@@ -8,9 +8,7 @@ from typing import Final
 
 NO_ERROR: Final = 0x0
 PROTOCOL_ERROR: Final = 0x1
-INTERNAL_ERROR: Final = 0x2
 FLOW_CONTROL_ERROR: Final = 0x3
-SETTINGS_TIMEOUT: Final = 0x4
 STREAM_CLOSED: Final = 0x5
 FRAME_SIZE_ERROR: Final = 0x6
 REFUSED_STREAM: Final = 0x7

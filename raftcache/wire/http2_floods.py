@@ -10,8 +10,8 @@ ENHANCE_YOUR_CALM and cut off.
     made-you-reset (CVE-2025-8671)                      resets: a stream that we must reset for the peer's fault costs the same
     PING, SETTINGS floods (CVE-2019-9512, -9515)        control, settings
     empty frames (CVE-2019-9518), PRIORITY (-9513)      control
-    data dribble, window games (CVE-2019-9511, -9517)   windows; the budget of unsent bytes, in `fast_front`
-    CONTINUATION flood (CVE-2024-27316)                 header_block_bytes_max, CONTINUATIONS_MAX
+    data dribble, window games (CVE-2019-9511, -9517)   windows; the budgets of unsent bytes, in `fast_connection` and `fast_front`
+    CONTINUATION flood (CVE-2024-27316)                 header_list_bytes_max, CONTINUATIONS_MAX
     HPACK bomb (CVE-2016-6581), empty names (-9516)     header_list_bytes_max, and 32 bytes for each field
 """
 

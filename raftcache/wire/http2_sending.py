@@ -70,8 +70,6 @@ class Sender:
         """Bytes of DATA that we may send on the connection."""
         self.initial_window = WINDOW_DEFAULT
         """Where the windows of new streams begin: the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
-        self.frame_bytes_max = frames.FRAME_BYTES_DEFAULT
-        """The peer's SETTINGS_MAX_FRAME_SIZE."""
         self.writable = True
         self.unsent = 0
         """Bytes in all queues."""
@@ -140,7 +138,7 @@ class Sender:
             length <= self.window
             and length <= self._room
             and length <= stream.send_window
-            and length <= self.frame_bytes_max
+            and length <= frames.FRAME_BYTES_DEFAULT
             and self.writable
             and not self._round
         )
@@ -148,7 +146,7 @@ class Sender:
     def send_headers(self, stream: Stream, fields: Fields, *, end: bool = False) -> None:
         """The head of a message; with `end`, all of it."""
         block = self._encoder.encode(fields)
-        self.out.append(frames.headers(stream.id, block, end_stream=end, frame_bytes_max=self.frame_bytes_max))
+        self.out.append(frames.headers(stream.id, block, end_stream=end, frame_bytes_max=frames.FRAME_BYTES_DEFAULT))
         if end:
             self._finish(stream)
 
@@ -253,7 +251,7 @@ class Sender:
         """One DATA frame from the stream's queue: as many chunks as fit, the last one perhaps in part."""
         queue = stream.queue
         assert queue, f"stream {stream.id} is in the round with nothing to send"
-        room = min(self.window, stream.send_window, self.frame_bytes_max)
+        room = min(self.window, stream.send_window, frames.FRAME_BYTES_DEFAULT)
         parts: list[bytes | memoryview] = []
         left = room
         while queue and left:

@@ -111,7 +111,7 @@ class PingAcknowledged:
 
 @dataclass(slots=True)
 class ConnectionEnded:
-    """The peer broke the protocol, or an abuse limit: the GOAWAY is written, nothing more will be read."""
+    """The peer broke the protocol or an abuse limit, or `end` was called, or the transport is gone: nothing more will be read."""
 
     code: int
     reason: str

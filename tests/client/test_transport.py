@@ -37,7 +37,7 @@ from raftcache.wire.grpc_wire import OK_TRAILERS, RESPONSE_HEAD, Refusal, framed
 from raftcache.wire.hpack import Fields
 from raftcache.wire.http2 import Http2Limits
 from raftcache.wire.http2_client import STREAM_ID_MAX
-from raftcache.wire.http2_errors import CANCEL, INTERNAL_ERROR, REFUSED_STREAM
+from raftcache.wire.http2_errors import CANCEL, REFUSED_STREAM
 from raftcache.wire.http2_stream import DataReceived, HeadersReceived, Stream
 from tests.client.wire_node import OK_BODY, On, Peer, WireNode, answering, silent, until, when_complete, wire_node
 
@@ -88,6 +88,8 @@ def outcome(failure: Any) -> tuple[bool, bool]:
     return failure.definite, failure.again
 
 
+INTERNAL_ERROR = 2
+"""Of HTTP/2."""
 NO_EFFECT, WHO_KNOWS = (True, True), (False, True)
 
 
