@@ -253,6 +253,11 @@ class AwaitedCall(UnaryCall):
         assert self.route.awaited is not None, f"{call.method} is not awaited"
         try:
             answer = await self.route.awaited(call)
+        except asyncio.CancelledError as error:
+            if self.over:
+                raise
+            front.on_bug(RuntimeError(f"{call.method} was cancelled from within: {error!r}"))
+            answer = Refusal(INTERNAL, BUG)
         except Exception as error:  # noqa: BLE001 - the supervisor of handlers: one call's bug leaves no caller waiting
             front.on_bug(error)
             answer = Refusal(INTERNAL, BUG)

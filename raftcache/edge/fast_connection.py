@@ -163,13 +163,12 @@ class FastConnection(asyncio.Protocol):
             self._close(transport)
 
     def _close(self, transport: asyncio.Transport) -> None:
-        if not transport.can_write_eof():
-            transport.close()  # TLS: read until the peer has said goodbye too
-            return
         # Were the socket closed while the peer still sends (a ping, a window), TCP would discard what it has not read yet: the last
-        # answers, or why we end. So what comes is read and dropped until it hangs up, or `look_after` loses patience.
+        # answers, or why we end. So what comes is read and dropped until it hangs up, or `look_after` loses patience. (With TLS there
+        # is no half of a close; GOAWAY says as much.)
         self._half_closed_ns = self.front.clock.monotonic_ns()
-        transport.write_eof()
+        if transport.can_write_eof():
+            transport.write_eof()
 
     # --- Events -------------------------------------------------------------------------------------------------------
 
@@ -222,9 +221,10 @@ class FastConnection(asyncio.Protocol):
         elif route.awaited is not None:
             call = AwaitedCall(self, stream, head, route)
         else:
-            call = stream.call = StreamCall(self, stream, head, route)
-            self.front.open(call)
+            call = StreamCall(self, stream, head, route)
         stream.call = call
+        if isinstance(call, StreamCall):
+            self.front.open(call)
         if event.data or event.ended or refusal is not None:
             call.on_data(event.data, event.ended)
 
@@ -300,8 +300,6 @@ class FastConnection(asyncio.Protocol):
         elif self._half_closed_ns:
             if now_ns - self._half_closed_ns > LINGER_NS:
                 self.abort()
-            elif now_ns - max(self._half_closed_ns, self.now_ns) > FAREWELL_NS:
-                self._transport.close()  # it sends nothing: what it has not read is safe without us
         elif not self.http2.settled and now_ns - self.born_ns > SETTLE_NS:
             self.abort()
         elif self._ping_sent_ns:

@@ -80,8 +80,9 @@ class FastFront:
         on_ended: Callable[[str, str, int], None] = lambda method, code, took_ns: None,
         on_bug: Callable[[Exception], None] = lambda error: None,
     ) -> None:
-        """`on_ended` is told of every unary call, also of what the front answers itself: its method without the service, the
-        gRPC code (CANCELLED: the client hung up), nanoseconds. `on_bug` gets what a handler raised, which it must not."""
+        """`on_ended` is told of every unary call that could be read, also where the front answers by itself: its method without
+        the service, the gRPC code (CANCELLED: its connection or the client gave it up), nanoseconds. `on_bug` gets what a handler
+        raised, which it must not."""
         self.config = config
         self.clock = clock
         self.on_bug = on_bug

@@ -103,8 +103,9 @@ class GrpcFront:
         on_ended: Callable[[str, str, int], None] = lambda method, code, took_ns: None,
         on_bug: Callable[[Exception], None] = lambda error: None,
     ) -> None:
-        """`on_ended` is told of every unary call, also of what the front answers itself: its method without the service, the
-        gRPC code (CANCELLED: the client hung up), nanoseconds. `on_bug` gets what a handler raised, which it must not."""
+        """`on_ended` is told of every unary call that could be read, also where the front answers by itself: its method without
+        the service, the gRPC code (CANCELLED: its connection or the client gave it up), nanoseconds. `on_bug` gets what a handler
+        raised, which it must not."""
         self._on_ended = on_ended
         self._on_bug = on_bug
         self.handlers = handlers
@@ -247,6 +248,12 @@ class GrpcFront:
         self._in_flight += 1
         try:
             return await answer(call)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._on_bug(RuntimeError(f"{call.method} was cancelled from within: {error!r}"))
+            return _BUG
         except Exception as error:  # noqa: BLE001 - the supervisor of handlers: one call's bug leaves no caller waiting
             self._on_bug(error)
             return _BUG

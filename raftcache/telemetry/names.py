@@ -214,11 +214,11 @@ PEER_RECEIVED_BYTES = _total("raftcache_peer_received_bytes_total", "Bytes recei
 # Clients.
 RPC_HANDLED = _counter(
     "raftcache_rpc_handled_total",
-    "Unary calls, by method and gRPC code; CANCELLED: the client hung up.",
+    "Unary calls, by method and gRPC code; CANCELLED: given up by its client, or its connection ended.",
     "method",
     "code",
 )
-RPC_SECONDS = _seconds("raftcache_rpc_duration_seconds", "From a call's arrival to its answer.", "method")
+RPC_SECONDS = _seconds("raftcache_rpc_duration_seconds", "From a call's arrival to its end.", "method")
 RPC_INFLIGHT = _gauge("raftcache_rpc_inflight", "Operations accepted and not yet answered.")
 RPC_INFLIGHT_BYTES = _gauge("raftcache_rpc_inflight_bytes", "... and their bytes.")
 RPC_FORWARDED = _total("raftcache_rpc_forwarded_total", "Operations passed on to the node that leads their shard.")

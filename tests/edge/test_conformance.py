@@ -293,8 +293,10 @@ async def test_a_farewell_is_said_twice() -> None:
     await client.close()
 
 
-async def test_last_answers_reach_a_client_that_reads_slowly() -> None:
-    """A client goes on talking while it reads (windows, pings). Were our socket closed by then, TCP would drop what it has not read."""
+@pytest.mark.parametrize("pause", [0, 2.5])
+async def test_last_answers_reach_a_client_that_reads_slowly(pause: float) -> None:
+    """A client goes on talking while it reads (windows, pings), or after a pause. Were our socket closed by then, TCP would drop what
+    it has not read."""
     size, gets = 200 << 10, 30
     node = MemoryNode(clock=SystemClock())
     front = FastFront(handlers_of(node.gateway(SETTINGS), MemoryAdministration()), front_config(), node.clock)
@@ -310,6 +312,7 @@ async def test_last_answers_reach_a_client_that_reads_slowly() -> None:
         client.call(message, request_fields(GET.encode()))
     await until(lambda: len(node.requests) == 1 + gets)
     stopping = asyncio.get_running_loop().create_task(front.stop(20))
+    await asyncio.sleep(pause)
     data, statuses = 0, list[str]()
     while (found := await client.frame()) is not None:
         await asyncio.sleep(0.002)

@@ -102,11 +102,15 @@ async def test_an_unknown_method_is_unimplemented(bench: Bench) -> None:
 
 async def test_calls_of_one_turn_are_submitted_together(bench: Bench) -> None:
     """Many calls at once reach the node in far fewer lists."""
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(200):
-            tasks.create_task(put(bench, b"k%d" % number))
-    assert 200 == len(bench.node.requests)
-    assert len(bench.node.submitted) < 200
+    for rounds in range(1, 11):
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(200):
+                tasks.create_task(put(bench, b"k%d" % number))
+        assert 200 * rounds == len(bench.node.requests)
+        if len(bench.node.submitted) < 200 * rounds:
+            return
+        # On a busy machine grpcio may hand each over in a turn of its own.
+    raise AssertionError("in ten rounds each call came alone")
 
 
 async def put(bench: Bench, key: bytes) -> None:
@@ -322,6 +326,30 @@ async def test_a_bug_leaves_no_caller_waiting(front_class: FrontClass) -> None:
         assert 0 == front.in_flight
         front._submits[submit] = proper
         assert (await kv.Put(kv_pb2.PutRequest(key=b"k", value=b"1"))).succeeded
+    await front.stop(0.2)
+
+
+async def test_an_awaited_handler_that_is_cancelled_from_within_is_a_bug(
+    monkeypatch: pytest.MonkeyPatch, front_class: FrontClass
+) -> None:
+    """Nobody gave the call up, so its caller is answered; and it counts no longer."""
+    node, administration, bugs = MemoryNode(), MemoryAdministration(), list[Exception]()
+
+    async def cancelled(self: MemoryAdministration) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(MemoryAdministration, "cluster", cancelled)
+    front = front_class(
+        handlers_of(node.gateway(SETTINGS), administration), front_config(), node.clock, on_bug=bugs.append
+    )
+    await front.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{front.port}") as channel, asyncio.timeout(10):
+        admin: admin_pb2_grpc.AdminServiceAsyncStub = admin_pb2_grpc.AdminServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await admin.GetCluster(admin_pb2.GetClusterRequest())
+        assert grpc.StatusCode.INTERNAL is caught.value.code()
+        assert 1 == len(bugs)
+        assert 0 == front.in_flight
     await front.stop(0.2)
 
 
