@@ -97,7 +97,7 @@ class Checkpointing:
                 if replica.raft.lead_transferee == NO_REPLICA:
                     engine.transfer(replica)
                 return
-            elif replica.proposals_pending() == 0:
+            elif replica.proposals_pending() == 0 and not replica.reads_pending():
                 self._grown.discard(replica_id)
                 engine.rebuild(replica, "its live environment has grown past twice its records")
                 return
@@ -125,10 +125,15 @@ class Checkpointing:
                 return longest
         return None
 
+    def _is_too_long(self) -> bool:
+        """Whether the log is, with all that nobody needs any more taken away."""
+        wal, bytes_max = self._engine.wal, self._engine.settings.log_bytes_max
+        return wal.log_bytes > bytes_max and wal.bytes_needed() > bytes_max
+
     def _pinning(self) -> Replica | None:
         """Where the log is too long: the replica that holds its oldest segment."""
         engine = self._engine
-        if engine.wal.log_bytes <= engine.settings.log_bytes_max:
+        if not self._is_too_long():
             return None
         pinning = engine.wal.pinned_by()
         return None if pinning is None else engine.replicas.get(pinning)
@@ -191,7 +196,7 @@ class Checkpointing:
         newest = replica.log.snapshot()
         if newest is None:
             return
-        if engine.wal.log_bytes > engine.settings.log_bytes_max:
+        if self._is_too_long():
             compact_to = min(newest.index, replica.log.last_index())
         else:
             trailing = min(engine.settings.trailing_log_bytes, self._share(4))

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from raftcache.clock import Clock
 from raftcache.errors import StorageFull
+from raftcache.ids import ReplicaId
 from raftcache.kv.operations import puts_in
 from raftcache.node.observer import Observer
 from raftcache.node.replica import Replica
@@ -86,7 +87,8 @@ class GroupCommit:
         self._in_flight = in_flight
         self._checkpointing = checkpointing
         self._group: list[Taken] = []
-        self._side_writes: list[ReplicaWrite] = []
+        self._side_writes: dict[ReplicaId, ReplicaWrite] = {}
+        """The newest of each replica, so that what comes again and again waits only once."""
         self._between: dict[str, Callable[[], None]] = {}
         """By name, so that what comes again and again waits only once."""
         self._sync_mean_ns = 0
@@ -109,8 +111,8 @@ class GroupCommit:
         self._group = [(other, ready) for other, ready in self._group if other is not replica]
 
     def write_later(self, write: ReplicaWrite) -> None:
-        """A log record that no promise waits for (compaction): it goes with the next sync."""
-        self._side_writes.append(write)
+        """A compaction, for which no promise waits: it goes with the next sync. A later one of the replica takes its place."""
+        self._side_writes[write.replica] = write
 
     def between_syncs(self, name: str, action: Callable[[], None]) -> None:
         """Runs `action` when nothing else is in the log, at the end of a turn; under one `name` only the last one."""
@@ -131,18 +133,18 @@ class GroupCommit:
         if self.syncing:
             return
         group, self._group = self._group, []
-        side: list[ReplicaWrite] = []
+        side: dict[ReplicaId, ReplicaWrite] = {}
         if self.full:
             group = self._hold_back(group)
         else:
-            side, self._side_writes = self._side_writes, []
+            side, self._side_writes = self._side_writes, {}
         try:
-            wrote = self._write(side, group)
+            wrote = self._write([*side.values()], group)
         except StorageFull as full:
             if not self._was_full:
                 self._observer.event("disk_low", reason=full.message)
             self.full, self._was_full = full.message, True
-            self._side_writes = side + self._side_writes
+            self._side_writes = side | self._side_writes
             group = self._hold_back(group)
             wrote = self._write([], group)
         else:
@@ -173,11 +175,11 @@ class GroupCommit:
         """With each tick: is there room again? Compaction goes first: it is small, and lets go of what takes the room."""
         if not self.full or self.syncing:
             return
-        side, self._side_writes = self._side_writes, []
+        side, self._side_writes = self._side_writes, {}
         try:
-            self._wal.write(side)
+            self._wal.write([*side.values()])
         except StorageFull:
-            self._side_writes = side + self._side_writes
+            self._side_writes = side | self._side_writes
         self.full = ""
         self._wake()
 

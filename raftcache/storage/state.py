@@ -278,9 +278,12 @@ class StateStore:
         assert self._records is not None, f"{self.directory} has no state to copy"
         assert not self._checkpointing, f"{self.directory}: a checkpoint is in progress"
         self._live.commit()
+        grown = self._live.grown()
         try:
             # Found out by writing, it would be the log that meets a full disk. The floor does not count: a checkpoint lets go of log.
             taken, _ = self._live.space()
+            if grown:
+                taken *= 2  # the live state is made anew of it, beside the old one
             free = self._disk.free_bytes(self.directory)
             if free < taken:
                 raise StorageFull(f"a checkpoint needs {taken} bytes, {free} are free; the old one stays")
@@ -308,7 +311,7 @@ class StateStore:
             self._checkpointing = False
             on_done(result)
 
-        self._start_publication("checkpoint", draft, meta, make, done, prepare=self._live.grown())
+        self._start_publication("checkpoint", draft, meta, make, done, prepare=grown)
 
     def _checked(self, found: Verified, draft: Draft, meta: SnapshotMeta) -> CheckpointHeader:
         """The header of a sealed draft in which `found` was found.

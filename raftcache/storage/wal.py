@@ -206,6 +206,12 @@ class Wal:
         """What all segments take on the disk, the spare included."""
         return self._tail.bytes_allocated
 
+    def bytes_needed(self) -> int:
+        """`log_bytes` as the next `collect` will leave it."""
+        needed = self._oldest_needed()
+        unneeded = sum(segment.size for number, segment in self._tail.segments.items() if number < needed)
+        return self.log_bytes - unneeded
+
     @property
     def room_bytes(self) -> int:
         """What can be written without allocating."""

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from raftcache.errors import RaftCacheError, StorageFull
-from raftcache.ids import CATALOG_SHARD, Index, NodeId, ShardId, Term
+from raftcache.ids import CATALOG_SHARD, Index, NodeId, ReplicaId, ShardId, Term
 from raftcache.kv.slots import slot_of
 from raftcache.node.settings import MS
 from raftcache.raft.messages import AppendReply, Configuration, InstallSnapshot, Message, SnapshotMeta
 from raftcache.storage.checkpoint_result import OnCheckpoint
 from raftcache.storage.checkpoints import Outgoing
 from raftcache.storage.state import CheckpointDamaged, CheckpointFailed, StateLost, StateStore
-from raftcache.storage.wal import WalConfig
+from raftcache.storage.wal import ReplicaWrite, WalConfig
 from tests.node import nodes as nodes_module
 from tests.node.nodes import SHARD, Node, Nodes
 
@@ -145,6 +145,57 @@ def test_idle_shards_do_not_hold_the_log_of_a_busy_one(restarted: bool, monkeypa
         nodes.put(node, keys[SHARD], bytes(512))
         nodes.tick()
         assert number < 100 or node.engine.wal.log_bytes <= 96 << 10, f"after {number} puts to one shard"
+
+
+def test_a_compaction_that_waits_makes_way_for_the_next() -> None:
+    """On a full disk one comes with every tick, and none can be written."""
+    nodes = Nodes(1)
+    commit = nodes.lead().engine.commit
+    for index in range(1, 100):
+        commit.write_later(ReplicaWrite(ReplicaId(1), compact_to=Index(index)))
+    assert [99] == [write.compact_to for write in commit._side_writes.values()]
+
+
+def test_one_replica_that_lets_go_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its segments go with the next `collect` only; until then the others need not give up what they keep for laggards."""
+    monkeypatch.setattr(nodes_module, "WalConfig", lambda segment_bytes: WalConfig(segment_bytes=8 << 10))
+    nodes = Nodes(1, shards=4, trailing_log_bytes=2 << 10, log_bytes_max=1 << 20, disk_free_bytes_min=0)
+    node = nodes.lead()
+    keys: dict[ShardId | None, bytes] = {}
+    for number in range(200):
+        keys.setdefault(node.engine.owner(slot_of(b"k%d" % number)), b"k%d" % number)
+    for number in range(4):
+        nodes.lead(ShardId(number + 1))
+    engine, wal = node.engine, node.engine.wal
+    settings = engine.settings
+
+    def checkpoint(*shards: ShardId) -> None:
+        for shard in shards:
+            engine.checkpointing.begin(node.replica(shard))
+            nodes.run()
+
+    # Nothing is held to begin with.
+    checkpoint(CATALOG_SHARD, *(ShardId(number + 1) for number in range(4)))
+    engine.settings = replace(settings, log_bytes_max=1)
+    nodes.tick(20)
+    engine.settings = settings
+    # Then one shard holds all that another writes, and two have only just been written to.
+    nodes.put(node, keys[SHARD], bytes(100))
+    for _ in range(200):
+        nodes.put(node, keys[ShardId(2)], bytes(512))
+    late = (ShardId(3), ShardId(4))
+    for shard in late:
+        nodes.put(node, keys[shard], bytes(100))
+    checkpoint(SHARD, ShardId(2), *late)
+    kept = [node.replica(shard).log.start_index for shard in late]
+    engine.settings = replace(settings, log_bytes_max=wal.log_bytes - 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.commit, "keep_house", lambda: None)
+        nodes.tick(10)
+        assert wal.bytes_needed() < wal.log_bytes, "one let go, and nothing is collected yet"
+    assert kept == [node.replica(shard).log.start_index for shard in late]
+    nodes.tick(10)
+    assert wal.log_bytes <= engine.settings.log_bytes_max // 2
 
 
 def test_what_was_written_before_a_clean_restart_counts() -> None:
