@@ -7,7 +7,7 @@ Rules of this file:
 - times are monotonic nanoseconds of the node's clock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Protocol
@@ -27,6 +27,19 @@ class Consistency(IntEnum):
     """This node's own replica, if it has one (else the nearest one's), with applied index and age in the reply."""
 
 
+@dataclass(slots=True, eq=False)
+class AnswerRoom:
+    """What may still be read for one answer to another node, shared by all requests of that answer."""
+
+    bytes_left: int
+    crowded: Callable[[], bool]
+    """Whether too many answers wait for that node to take them."""
+
+    @property
+    def is_left(self) -> bool:
+        return self.bytes_left > 0 and not self.crowded()
+
+
 @dataclass(slots=True)
 class Request:
     """One operation on its way to a shard."""
@@ -43,6 +56,8 @@ class Request:
     consistency: Consistency = Consistency.LINEARIZABLE
     forwarded: bool = False
     """Came from another node; is not forwarded again."""
+    room: AnswerRoom | None = None
+    """Of what was forwarded: where none is left a read is not done, and is asked for again."""
     ordered: bool = False
     """Part of a stream whose order counts: the node does not try it again by itself, which could overtake."""
     cost: int = 0

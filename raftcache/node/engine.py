@@ -40,7 +40,7 @@ from raftcache.node.kinds import KIND_FORWARD
 from raftcache.node.lifecycle import Lifecycle
 from raftcache.node.observer import Observer
 from raftcache.node.places import KnownPlaces
-from raftcache.node.replica import Replica
+from raftcache.node.replica import READ_BYTES_PER_TURN, Replica
 from raftcache.node.router import Router
 from raftcache.node.settings import EngineSettings
 from raftcache.raft.messages import (
@@ -87,6 +87,9 @@ class Network(Protocol):
         on_done: Callable[[bool], None],
     ) -> None: ...
     def connected(self, node: NodeId) -> bool: ...
+    def answer_bytes_waiting(self, node: NodeId) -> int:
+        """Answers to requests of `node` that it has not taken yet."""
+        ...
 
 
 class Engine:
@@ -233,16 +236,18 @@ class Engine:
         """A replica was opened; it takes the place of an older object of its id."""
         self.replicas[replica.replica_id] = replica
         self.places.house(replica)
-        self._touched.pop(replica.replica_id, None)
-        self._held.pop(replica.replica_id, None)
+        self._forget(replica)
 
     def evict(self, replica: Replica) -> None:
         """A replica is gone."""
         self.replicas.pop(replica.replica_id, None)
         self.places.evict(replica)
-        self._touched.pop(replica.replica_id, None)
-        self._held.pop(replica.replica_id, None)
+        self._forget(replica)
         self.commit.drop(replica)
+
+    def _forget(self, replica: Replica) -> None:
+        for waiting in (self._touched, self._held, self._backlog):
+            waiting.pop(replica.replica_id, None)
 
     def not_serving(self) -> list[tuple[ShardId, str]]:
         """The shards of which this node's replica does not work, each with the reason."""
@@ -290,9 +295,10 @@ class Engine:
             readies = [self._step_replica(replica, now_ns, wall_ms) for replica in touched.values()]
             self.commit.persist()
             # Last: what is committed has time, and what is new is on its way to disks and followers meanwhile.
+            read_bytes_max = READ_BYTES_PER_TURN // len(touched)
             for replica, ready in zip(touched.values(), readies, strict=True):
                 if ready is not None or replica.may_read():
-                    self._take(replica, ready, now_ns)
+                    self._take(replica, ready, now_ns, read_bytes_max)
         self.commit.finish_turn()
         self.router.flush()
         self.network.flush()
@@ -346,7 +352,7 @@ class Engine:
         except Corruption as damage:
             self.fatal(f"the log of shard {replica.shard}: {damage}")
 
-    def _take(self, replica: Replica, ready: Ready | None, now_ns: int) -> None:
+    def _take(self, replica: Replica, ready: Ready | None, now_ns: int, read_bytes_max: int) -> None:
         """Applies what is committed, and serves what may be read."""
         if replica.stopped or self.replicas.get(replica.replica_id) is not replica:
             return
@@ -354,7 +360,7 @@ class Engine:
         try:
             if ready is not None:
                 replica.take(ready, now_ns)
-            replica.serve_reads(now_ns)
+            replica.serve_reads(now_ns, read_bytes_max)
             if ready is not None and ready.committed:
                 self.observer.applied(self.clock.monotonic_ns() - started_ns, replica.commands_applied - before)
                 self._after_apply(replica, now_ns)

@@ -4,11 +4,13 @@ Rules of this file:
 - operations and results go in the encoding of `kv.codec`, so a forwarded write is encoded once, for the wire and the log;
 - deadlines travel as the time that is left, never as a clock reading;
 - a payload of replies has a limit. What a write returned goes first and always; reads that do not fit any more are
-  answered with `AGAIN`, and at least one read fits, so that asking again comes to an end;
+  answered with `AGAIN`, and at least one read fits, so that asking again comes to an end. What surely does not fit is not
+  even read (`AnswerRoom`);
 - strict: a payload that does not parse to its last byte raises `ValueError`, a newer one `UnsupportedVersion`.
 """
 
 import struct
+from collections.abc import Callable
 
 from raftcache.errors import RaftCacheError, Unavailable, UnsupportedVersion
 from raftcache.ids import Index, ShardId, Slot
@@ -16,7 +18,7 @@ from raftcache.kv.codec import decode_operation, encode_operation
 from raftcache.kv.operations import GetResult, ScanResult, SessionStamp
 from raftcache.kv.result_codec import decode_outcome, encode_outcome
 from raftcache.kv.slots import SHARD_WIDE, SLOT_COUNT
-from raftcache.node.api import Consistency, Reply, Request
+from raftcache.node.api import AnswerRoom, Consistency, Reply, Request
 
 FORMAT = 1
 REPLY_BYTES_MAX = 4 << 20
@@ -54,14 +56,22 @@ def encode_requests(shard: ShardId, requests: list[Request], now_ns: int) -> byt
     return b"".join(parts)
 
 
-def decode_requests(payload: bytes, now_ns: int) -> tuple[ShardId, list[Request]]:
-    """The requests, marked as forwarded; each `token` is its position in the list.
+def not_read() -> Unavailable:
+    """The answer to a read for which there is no room."""
+    return Unavailable("the replies did not fit into one message between nodes", metadata=AGAIN)
+
+
+def decode_requests(
+    payload: bytes, now_ns: int, crowded: Callable[[], bool] = lambda: False
+) -> tuple[ShardId, list[Request]]:
+    """The requests, marked as forwarded; each `token` is its position in the list. `crowded` as in `AnswerRoom`.
 
     Raises: `ValueError`, `UnsupportedVersion`.
     """
     shard_number, count = _read_head(payload)
     shard = ShardId(shard_number)
     at = _HEAD.size
+    room = AnswerRoom(REPLY_BYTES_MAX, crowded)
     requests = []
     try:
         for position in range(count):
@@ -88,6 +98,7 @@ def decode_requests(payload: bytes, now_ns: int) -> tuple[ShardId, list[Request]
                     stamp=stamp,
                     consistency=Consistency.STALE if flags & _STALE else Consistency.LINEARIZABLE,
                     forwarded=True,
+                    room=room,
                 )
             )
     except struct.error as error:
@@ -103,7 +114,7 @@ def encode_replies(shard: ShardId, replies: list[Reply], *, bytes_max: int) -> b
     bodies = [encode_outcome(reply.result) for reply in ordered]
     size = sum(map(len, bodies))
     if size > bytes_max:
-        again = encode_outcome(Unavailable("the replies did not fit into one message between nodes", metadata=AGAIN))
+        again = encode_outcome(not_read())
         reads = [at for at, reply in enumerate(ordered) if isinstance(reply.result, (GetResult, ScanResult))]
         for at in reversed(reads[1:]):
             if size <= bytes_max:

@@ -19,6 +19,7 @@ import json
 import random as random_module
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
 from raftcache.clock import Clock
@@ -237,18 +238,19 @@ class Host:
     def on_request(self, from_node: NodeId, kind: int, payload: bytes, respond: Callable[[bytes], None]) -> None:
         """Answers a request of another node, now or, for forwarded ones, when their replies are there."""
         try:
-            self._on_request(kind, payload, respond)
+            self._on_request(from_node, kind, payload, respond)
         except (ValueError, KeyError, TypeError, AttributeError, struct.error, RaftCacheError) as error:
             self._observer.event("bad_request_from_node", from_node=from_node, error=str(error) or repr(error))
             respond(b"")
 
-    def _on_request(self, kind: int, payload: bytes, respond: Callable[[bytes], None]) -> None:
+    def _on_request(self, from_node: NodeId, kind: int, payload: bytes, respond: Callable[[bytes], None]) -> None:
         """Raises before it answers, or not at all."""
         engine = self.engine
         match kind:
             case _ if kind == KIND_FORWARD:
                 if engine is not None:
-                    engine.router.on_forwarded(payload, respond)
+                    waiting = partial(engine.network.answer_bytes_waiting, from_node)
+                    engine.router.on_forwarded(payload, respond, waiting)
                 else:
                     respond(refuse_requests(payload, Unavailable(f"node {self.node} is starting")))
             case _ if kind in (KIND_DIRECTORY, KIND_DIRECTORY_PUSH, KIND_LEADER, KIND_WILLING) and engine is None:

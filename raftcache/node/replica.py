@@ -48,6 +48,7 @@ from raftcache.kv.operations import (
 from raftcache.kv.result_codec import error_of
 from raftcache.kv.slots import SHARD_WIDE
 from raftcache.node.api import Reply, ReplySink, Request
+from raftcache.node.forwarding import not_read
 from raftcache.node.observer import Observer
 from raftcache.node.settings import MS, EngineSettings
 from raftcache.node.tracing import EntryTraces
@@ -64,8 +65,10 @@ Answer = Callable[[Request, ReplySink, Reply], None]
 
 NOTHING_TIMED = (Index(0), Term(0), 0)
 READ_BYTES_PER_TURN: Final = 4 << 20
-"""Values that a replica reads in one turn. The rest waits: no limit counts values that are read and not written to their clients
-yet, and the front, which has such limits, takes them at the end of each turn. Reading them takes a millisecond."""
+"""Read in one turn, by all replicas of a node together. The rest waits: no limit counts what is read and not written to its client
+yet, and the front, which has such limits, takes it at the end of each turn. Reading that much takes some milliseconds."""
+ENTRY_OVERHEAD_BYTES: Final = 200
+"""Of the objects that an entry is made of, and the work."""
 
 
 class Replica:
@@ -391,8 +394,8 @@ class Replica:
         """Whether `serve_reads` has something to do."""
         return bool(self._reads_ready) and self._reads_ready[0][0] <= self.raft.applied
 
-    def serve_reads(self, now_ns: int) -> None:
-        """Answers reads whose index is applied, about `READ_BYTES_PER_TURN` of them. Raises: `Corruption`, `StateLost`."""
+    def serve_reads(self, now_ns: int, bytes_max: int) -> None:
+        """Answers reads whose index is applied: one, and as many more as have `bytes_max` together. Raises: `Corruption`, `StateLost`."""
         served = 0
         while self.may_read():
             machine = self.machine
@@ -400,16 +403,18 @@ class Replica:
             index, reads = self._reads_ready.pop(0)
             self._in_hand = reads
             for position, (request, sink) in enumerate(reads):
-                if served >= READ_BYTES_PER_TURN:
+                if served >= bytes_max:
                     self._reads_ready.insert(0, (index, reads[position:]))
                     self._in_hand = []
                     return
                 if request.deadline_ns <= now_ns:
                     self._refuse(request, sink, DeadlineExpired("the deadline passed before the read was served"))
-                    continue
-                reply = self.read(request, machine, index)
-                served += _value_bytes(reply.result)
-                self._answer(request, sink, reply)
+                elif request.room is not None and not request.room.is_left:
+                    self._refuse(request, sink, not_read())
+                else:
+                    reply = self.read(request, machine, index)
+                    served += read_bytes(request, reply.result)
+                    self._answer(request, sink, reply)
             self._in_hand = []
 
     def read(self, request: Request, machine: Machine, index: Index, age_ms: int = 0) -> Reply:
@@ -528,6 +533,10 @@ class Replica:
         proposed = [(entry.term, self._proposed.get(entry.index)) for entry in entries]
         return [found[1] for term, found in proposed if found is not None and found[0] == term]
 
+    def reads_pending(self) -> bool:
+        """Whether reads wait here, for their index or for their turn."""
+        return bool(self._reads or self._reads_in_flight or self._reads_ready)
+
     def proposals_pending(self) -> int:
         return len(self._queue) + sum(len(batch) for _, batch in self._proposed.values())
 
@@ -535,8 +544,13 @@ class Replica:
         self._answer(request, sink, Reply(request.token, error, self.shard))
 
 
-def _value_bytes(result: object) -> int:
-    """Of the values in the answer to a read."""
-    if isinstance(result, GetResult):
-        return len(result.entry.value) if result.entry is not None else 0
-    return sum(len(entry.value) for entry in result.entries) if isinstance(result, ScanResult) else 0
+def read_bytes(request: Request, result: object) -> int:
+    """What a read takes in memory, roughly; it leaves so much less room in its answer."""
+    size = ENTRY_OVERHEAD_BYTES
+    if isinstance(result, GetResult) and result.entry is not None:
+        size += len(result.entry.value)
+    elif isinstance(result, ScanResult):
+        size += sum(ENTRY_OVERHEAD_BYTES + len(entry.key) + len(entry.value) for entry in result.entries)
+    if request.room is not None:
+        request.room.bytes_left -= size
+    return size

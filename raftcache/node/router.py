@@ -59,8 +59,9 @@ from raftcache.node.forwarding import (
     decode_requests,
     encode_replies,
     encode_requests,
+    not_read,
 )
-from raftcache.node.replica import Replica, Waiting
+from raftcache.node.replica import READ_BYTES_PER_TURN, Replica, Waiting, read_bytes
 from raftcache.node.settings import EngineSettings
 from raftcache.storage.state import StateLost
 
@@ -75,6 +76,9 @@ RANGE_BYTES = 8
 FORWARD_OPERATIONS_MAX = 1000
 """Operations in one forwarded payload; with `FORWARD_BYTES_MAX` keeps a frame far below the transport's bound."""
 FORWARD_BYTES_MAX = 4 << 20
+ANSWER_BYTES_WAITING_MAX = 16 << 20
+"""Answers that a node has not taken, beyond which nothing is read for it. The transport stops listening to it at twice that, and then
+hears no Raft messages either."""
 VALUE_BYTES_ASSUMED = 1 << 20
 """What a returned value may have: `limits.value_bytes_max` by default. Larger ones only make payloads larger."""
 
@@ -195,6 +199,10 @@ class Router:
         self._away: dict[int, list[Waiting]] = {}
         """What was forwarded and is not answered, by payload; each request keeps its own deadline."""
         self._payloads = 0
+        self._stale: list[tuple[ShardId, list[Waiting]]] = []
+        """Stale reads that wait for the next turn."""
+        self._stale_bytes = 0
+        """Read for such since replies were handed out."""
         self._outbox: dict[ReplySink, list[Reply]] = {}
         self._closed = False
         self.in_flight = 0
@@ -321,12 +329,24 @@ class Router:
     def _route_stale(self, shard: ShardId, waiting: list[Waiting], now_ns: int) -> None:
         replica = self._places.local(shard)
         for position, (request, sink) in enumerate(waiting):
+            if self._stale_bytes >= READ_BYTES_PER_TURN:
+                self._stale.append((shard, waiting[position:]))
+                self._wake()
+                return
+            if request.deadline_ns <= now_ns:
+                late = DeadlineExpired("the deadline passed before the read was served")
+                self._deliver(request, sink, Reply(request.token, late, shard))
+                continue
+            if request.room is not None and not request.room.is_left:
+                self._deliver(request, sink, Reply(request.token, not_read(), shard))
+                continue
             if replica is None or replica.machine is None or replica.stopped:
                 self._route_stale_elsewhere(shard, waiting[position:], now_ns)
                 return
             machine = replica.machine
             try:
                 reply = replica.read(request, machine, machine.applied_index, replica.age_ms(now_ns))
+                self._stale_bytes += read_bytes(request, reply.result)
             except (Corruption, StateLost, UnsupportedVersion) as error:
                 # From here on the replica is stopped, and its state must not be touched: the rest is read elsewhere.
                 self._damaged(replica, str(error))
@@ -431,13 +451,24 @@ class Router:
                 failure = OutcomeUnknown(f"the leader of shard {shard} did not answer: {error.message}")
             self.settle(request, sink, Reply(request.token, failure, shard))
 
-    def on_forwarded(self, payload: bytes, respond: Callable[[bytes], None]) -> None:
-        """A list of requests from another node. Raises: `ValueError`, `UnsupportedVersion` for a payload it cannot read."""
-        shard, requests = decode_requests(payload, self._clock.monotonic_ns())
+    def on_forwarded(
+        self, payload: bytes, respond: Callable[[bytes], None], answer_bytes_waiting: Callable[[], int]
+    ) -> None:
+        """A list of requests from another node, and how much that has to take already.
+
+        Raises: `ValueError`, `UnsupportedVersion` for a payload it cannot read.
+        """
+
+        def crowded() -> bool:
+            return answer_bytes_waiting() > ANSWER_BYTES_WAITING_MAX
+
+        shard, requests = decode_requests(payload, self._clock.monotonic_ns(), crowded)
         if requests:
             self.submit(requests, _ForwardSink(shard, len(requests), respond))
         else:
             respond(encode_replies(shard, [], bytes_max=REPLY_BYTES_MAX))
+        if self._closed:
+            self.flush()
 
     # --- Waiting for a leader -----------------------------------------------------------------------------------------
 
@@ -448,7 +479,10 @@ class Router:
 
     def return_unplaced(self, shard: ShardId, waiting: list[Waiting]) -> None:
         """What a replica could not propose (it does not lead any more): to the next leader, or back with a hint."""
-        self.park(shard, self._refuse_forwarded(shard, waiting))
+        kept = self._refuse_forwarded(shard, waiting)
+        if kept:
+            # What is parked came later, and waits behind: a stream's order holds.
+            self._parked.setdefault(shard, deque()).extendleft(reversed(kept))
         self.retry(shard)
 
     def retry(self, shard: ShardId) -> None:
@@ -460,6 +494,11 @@ class Router:
 
     def try_due(self) -> None:
         """At the beginning of a turn."""
+        if self._stale:
+            stale, self._stale = self._stale, []
+            now_ns = self._clock.monotonic_ns()
+            for shard, waiting in stale:
+                self._route_stale(shard, waiting, now_ns)
         if self._due:
             due, self._due = sorted(self._due), set()
             for shard in due:
@@ -561,6 +600,7 @@ class Router:
 
     def flush(self) -> None:
         """Hands each sink its replies of this turn, as one list. A sink that raises loses its own replies and nobody else's."""
+        self._stale_bytes = 0
         while self._outbox:
             outbox, self._outbox = self._outbox, {}
             for sink, replies in outbox.items():
@@ -576,6 +616,10 @@ class Router:
     def finish(self) -> None:
         """Answers all that waits here or elsewhere, and hands the replies out."""
         ending = Unavailable("the node is shutting down")
+        for shard, stale in self._stale:
+            for request, sink in stale:
+                self._deliver(request, sink, Reply(request.token, ending, shard))
+        self._stale.clear()
         for shard, parked in self._parked.items():
             for request, sink in parked:
                 self._deliver(request, sink, Reply(request.token, ending, shard))

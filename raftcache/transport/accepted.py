@@ -118,6 +118,11 @@ class Listener:
     def connections(self) -> list[Connection]:
         return [accepted.connection for accepted in self._accepted]
 
+    def answer_bytes_waiting(self, node: NodeId) -> int:
+        """Answers on the node's link that it has not taken."""
+        accepted = self._links.get(node)
+        return 0 if accepted is None else accepted.answer_bytes_waiting
+
     # --- Called by what was accepted --------------------------------------------------------------------------------------
 
     def made(self, accepted: "Accepted") -> bool:
@@ -274,6 +279,10 @@ class Accepted:
             self._dirty = True
             self._local.dirty.append(self)
             self._local.flush_soon()
+
+    @property
+    def answer_bytes_waiting(self) -> int:
+        return self._outbox.call_bytes_waiting
 
     def flush(self) -> None:
         self._dirty = False

@@ -197,6 +197,10 @@ class PeerNetwork:
         link = self._links.get(node)
         return link is not None and link.state is LinkState.UP and not link.bootstrap_only
 
+    def answer_bytes_waiting(self, node: NodeId) -> int:
+        """Answers to requests of `node` that it has not taken yet."""
+        return self._listener.answer_bytes_waiting(node)
+
     def status(self) -> list[PeerStatus]:
         """All peers ever dialed since the start, in order of their ids."""
         return [

@@ -20,8 +20,10 @@ from raftcache.kv.machine import Machine
 from raftcache.kv.operations import Get, GetResult, Put, PutMany, PutManyResult, Scan, ScanResult, WriteResult
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import Consistency, Reply, Request
+from raftcache.node.forwarding import AGAIN, decode_replies, encode_requests
 from raftcache.node.kinds import KIND_FORWARD
 from raftcache.node.replica import READ_BYTES_PER_TURN
+from raftcache.node.router import ANSWER_BYTES_WAITING_MAX
 from raftcache.node.settings import MS
 from tests.node.nodes import SHARD, Asked, Node, Nodes, at_end_nothing_in_flight
 
@@ -161,6 +163,62 @@ def test_writes_of_a_stream_keep_their_order_through_a_handover() -> None:
         revisions = [each.result.revision for each in asked]  # type: ignore[attr-defined]
         assert sorted(revisions) == revisions
         assert b"9" == nodes.get(old, b"k").result.entry.value  # type: ignore[attr-defined]
+
+
+def test_writes_of_a_stream_keep_their_order_when_their_replica_loses_leadership() -> None:
+    """What it gives back came before what is parked, and goes in front of it."""
+    nodes = Nodes(3, sync_inline_below_ns=0)
+    old = nodes.lead()
+    node, third = others(nodes, old)
+    key, sink = b"{s}k", _Many()
+
+    def submit(token: str, *, ordered: bool) -> None:
+        put = Put(key if ordered else b"{s}other", token.encode())
+        deadline_ns = node.clock.monotonic_ns() + 8_000 * MS
+        node.engine.submit([Request(token, put, slot_of(key), deadline_ns, ordered=ordered)], sink)
+
+    def parked() -> list[object]:
+        return [request.token for request, _ in node.engine.router._parked.get(SHARD, ())]
+
+    # Two puts are on their way to the old leader when leadership comes here.
+    nodes.hold_calls = lambda call: call.kind == KIND_FORWARD and call.origin is node
+    submit("u1", ordered=False)
+    submit("u2", ordered=False)
+    nodes.run()
+    old.engine.transfer(old.replica(), node.replica().replica_id)
+    nodes.run()
+    assert node.leads()
+    # A slow sync: the stream's first writes wait in the leader's queue.
+    node.scheduler.hold = True
+    submit("u0", ordered=False)
+    while node.scheduler.step():
+        pass
+    assert node.engine.commit.syncing
+    submit("w1", ordered=True)
+    submit("w2", ordered=True)
+    # The old leader refuses; one of the two is tried again before the next tick, the other stays parked.
+    held, nodes.held = nodes.held, []
+    for call in held:
+        nodes.let_go(call)
+        while nodes.mail or node.scheduler.soon or old.scheduler.soon:
+            if nodes.mail:
+                _, to, deliver = nodes.mail.popleft()
+                deliver(nodes.nodes[to])
+            node.scheduler.step()
+            old.scheduler.step()
+    submit("w3", ordered=True)
+    assert ["u2", "w3"] == parked()
+    # Leadership is lost before that sync ends.
+    nodes.hold_calls = lambda call: False
+    raft = third.replica().raft
+    raft._become_candidate(transfer=True)
+    third.engine.touch(third.replica())
+    nodes.run()
+    node.scheduler.hold = False
+    nodes.until(lambda: len(sink.replies) == 6, "all replies")
+    revisions = {reply.token: reply.result.revision for reply in sink.replies}  # type: ignore[attr-defined]
+    assert revisions["w1"] < revisions["w2"] < revisions["w3"]
+    assert b"w3" == nodes.get(nodes.lead(), key).result.entry.value  # type: ignore[attr-defined]
 
 
 # --- Reads --------------------------------------------------------------------------------------------------------
@@ -446,22 +504,101 @@ def test_forwarding_to_a_guess_does_not_storm_while_there_is_no_leader() -> None
 def test_large_values_are_read_as_they_are_taken() -> None:
     """No limit counts values that are read and not handed out, so there are few of them, however many are asked for."""
 
-    class Lists(_Many):
-        most = 0
-
-        def deliver(self, replies: Sequence[Reply]) -> None:
-            super().deliver(replies)
-            self.most = max(self.most, sum(len(reply.result.entry.value) for reply in replies))  # type: ignore[union-attr]
-
     nodes = Nodes(1)
     with at_end_nothing_in_flight(nodes):
         leader = nodes.lead()
         nodes.put(leader, b"big", bytes(512 << 10))
-        sink, deadline_ns = Lists(), leader.clock.monotonic_ns() + 5_000 * MS
+        sink, deadline_ns = _Lists(), leader.clock.monotonic_ns() + 5_000 * MS
         leader.engine.submit([Request(n, Get(b"big"), slot_of(b"big"), deadline_ns) for n in range(100)], sink)
         nodes.run()
         assert sorted(reply.token for reply in sink.replies) == list(range(100)), "no tick is needed for the rest"
         assert 0 < sink.most <= READ_BYTES_PER_TURN + (512 << 10)
+
+
+def test_large_stale_reads_are_read_as_they_are_taken_too() -> None:
+    """They wait for nobody, and all the same for the next turn."""
+    nodes = Nodes(1)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        nodes.put(leader, b"big", bytes(512 << 10))
+        sink, deadline_ns = _Lists(), leader.clock.monotonic_ns() + 5_000 * MS
+        stale = Consistency.STALE
+        leader.engine.submit(
+            [Request(n, Get(b"big"), slot_of(b"big"), deadline_ns, consistency=stale) for n in range(100)], sink
+        )
+        nodes.run()
+        assert sorted(reply.token for reply in sink.replies) == list(range(100))
+        assert 0 < sink.most <= READ_BYTES_PER_TURN + (512 << 10)
+
+
+@pytest.mark.parametrize("consistency", [*Consistency])
+def test_large_reads_for_another_node_are_not_done_in_vain(
+    consistency: Consistency, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not fit into the answer is not read before it is asked for again."""
+    read, done = Machine.read, [0]
+
+    def counted(self: Machine, operation: Get | Scan, slot: Slot) -> object:
+        done[0] += 1
+        return read(self, operation, slot)
+
+    monkeypatch.setattr(Machine, "read", counted)
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        follower = others(nodes, leader)[0]
+        nodes.put(leader, b"big", bytes(512 << 10))
+        now_ns = follower.clock.monotonic_ns()
+        requests = [
+            Request(n, Get(b"big"), slot_of(b"big"), now_ns + 5_000 * MS, consistency=consistency) for n in range(100)
+        ]
+        rounds = 0
+        while requests:
+            answers: list[bytes] = []
+            leader.host.on_request(
+                follower.node, KIND_FORWARD, encode_requests(SHARD, requests, now_ns), answers.append
+            )
+            nodes.run()
+            replies = decode_replies(answers[0], requests)
+            requests = [each for each, reply in zip(requests, replies, strict=True) if is_again(reply)]
+            rounds += 1
+        assert (rounds, done[0]) <= (17, 150)
+
+
+def test_nothing_is_read_for_a_node_that_does_not_take_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would pile up, until the transport cuts the link that Raft needs as well."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        nodes.put(leader, b"k")
+        now_ns = leader.clock.monotonic_ns()
+        request = Request(0, Get(b"k"), slot_of(b"k"), now_ns + 5_000 * MS)
+        waiting = [ANSWER_BYTES_WAITING_MAX + 1, 0]
+        monkeypatch.setattr(leader.engine.network, "answer_bytes_waiting", lambda node: waiting[0])
+        found = []
+        for _ in range(2):
+            answers: list[bytes] = []
+            payload = encode_requests(SHARD, [request], now_ns)
+            leader.host.on_request(NodeId(3), KIND_FORWARD, payload, answers.append)
+            nodes.run()
+            (reply,) = decode_replies(answers[0], [request])
+            found.append((is_again(reply), type(reply.result)))
+            waiting.pop(0)
+        assert [(True, Unavailable), (False, GetResult)] == found
+
+
+def test_what_is_forwarded_to_a_node_that_ends_is_answered() -> None:
+    """With a definite refusal; without, its sender would have to take it for unknown."""
+    nodes = Nodes(3)
+    leader = nodes.lead()
+    now_ns = leader.clock.monotonic_ns()
+    request = Request(0, Put(b"k", b"v"), slot_of(b"k"), now_ns + 5_000 * MS)
+    answers: list[bytes] = []
+    leader.engine.close()
+    leader.host.on_request(NodeId(3), KIND_FORWARD, encode_requests(SHARD, [request], now_ns), answers.append)
+    (reply,) = decode_replies(answers[0], [request])
+    assert isinstance(reply.result, Unavailable)
+    assert reply.result.definite
 
 
 def test_large_reads_through_another_node_all_come_back_without_delay() -> None:
@@ -689,6 +826,20 @@ class _Many:
 
     def deliver(self, replies: list[object]) -> None:
         self.replies.extend(replies)
+
+
+class _Lists(_Many):
+    """... and how much came in one list."""
+
+    most = 0
+
+    def deliver(self, replies: list[Reply]) -> None:
+        super().deliver(replies)
+        self.most = max(self.most, sum(len(reply.result.entry.value) for reply in replies))  # type: ignore[union-attr]
+
+
+def is_again(reply: Reply) -> bool:
+    return isinstance(reply.result, Unavailable) and reply.result.metadata == AGAIN
 
 
 def errors_of(asked: list[Asked]) -> list[RaftCacheError]:

@@ -154,5 +154,9 @@ class SimulatedNetwork:
     def connected(self, node: NodeId) -> bool:
         return self._world.connected(self._owner.node, node)
 
+    def answer_bytes_waiting(self, node: NodeId) -> int:
+        del node
+        return 0
+
     def set_cluster(self, cluster: ClusterId) -> None:
         del cluster
