@@ -48,7 +48,7 @@ _Token = tuple[Batch, kv_pb2.OperationResult, Operation, Slot]
 class BatchRunner:
     """Runs the batches of one stream, or the one batch of a unary call, in order by slot. Is a `ReplySink`."""
 
-    __slots__ = ("_gateway", "_method", "_on_complete", "_order", "_peer", "_stopped")
+    __slots__ = ("_gateway", "_method", "_on_complete", "_order", "_peer", "_stopped", "unfinished_bytes")
 
     def __init__(self, gateway: Gateway, peer: Peer, method: str, on_complete: Callable[[list[Batch]], None]) -> None:
         self._gateway = gateway
@@ -57,6 +57,8 @@ class BatchRunner:
         self._on_complete = on_complete
         self._order = SlotOrder()
         self._stopped = False
+        self.unfinished_bytes = 0
+        """Of the values in answers that are not complete."""
 
     def add(self, batch: Batch, operations: Sequence[kv_pb2.Operation], deadline_ns: int) -> None:
         """Checks and queues a batch; `flush` hands it over. Every operation gets a result or a request."""
@@ -91,17 +93,24 @@ class BatchRunner:
         complete: list[Batch] = []
         answered, hints = self._order.answered, self._gateway.routes.hint
         bytes_max = self._gateway.settings.batch_reply_bytes_max
+        unfinished, unfinished_max = self._gateway.unfinished, self._gateway.settings.unfinished_bytes_max
         for reply in replies:
             batch, result, operation, slot = _token_of(reply)
             size = 0 if isinstance(reply.result, RaftCacheError) else value_bytes(reply.result)
             if size and batch.reply_bytes + size > bytes_max:
                 fill_detail(result.error, _reply_too_large(operation, bytes_max), reply.shard)
+            elif size and unfinished.bytes + size > unfinished_max and isinstance(operation, Get):
+                fill_detail(result.error, _too_much_unfinished(unfinished_max), reply.shard)
             else:
                 batch.reply_bytes += size
+                unfinished.bytes += size
+                self.unfinished_bytes += size
                 fill_result(result, operation, reply, hints)
             answered(slot)
             batch.remaining -= 1
             if not batch.remaining:
+                unfinished.bytes -= batch.reply_bytes
+                self.unfinished_bytes -= batch.reply_bytes
                 complete.append(batch)
         self.flush()
         if complete:
@@ -110,6 +119,8 @@ class BatchRunner:
     def stop(self) -> None:
         """The caller is gone: what was not handed over never will be, and late replies are dropped."""
         self._stopped = True
+        self._gateway.unfinished.bytes -= self.unfinished_bytes
+        self.unfinished_bytes = 0
         self._order.forget_waiting()
 
 
@@ -122,6 +133,13 @@ def _reply_too_large(operation: Operation, bytes_max: int) -> RaftCacheError:
         f"the operation was carried out, and what it returned does not fit: {limit}. Under a session, send it again "
         f"with the same sequence number; else read the key",
         metadata=facts,
+    )
+
+
+def _too_much_unfinished(bytes_max: int) -> RaftCacheError:
+    return Overloaded(
+        f"answers to unfinished batches hold limits.in_flight_bytes_max, {bytes_max} bytes: ask for this key again later",
+        metadata={"setting": "limits.in_flight_bytes_max", "limit": str(bytes_max)},
     )
 
 

@@ -1,7 +1,7 @@
 """What all services of a gateway share, and the checks that every operation passes on its way to the node."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -35,8 +35,18 @@ class GatewaySettings:
     """Batches of one stream that are read and not answered; with one operation each, a window of 64 outstanding."""
     pipeline_operations_max: int = 4_000
     """... and their operations: four full batches, one on its way through each of network, log, apply and reply."""
+    unfinished_bytes_max: int = 256 << 20
+    """`limits.in_flight_bytes_max`: values in the answers to batches of which an operation is still waited for. Beyond it reads are
+    refused, to be asked for again."""
     pipeline_bytes_max: int = 16 << 20
     """... and their bytes: four full batches. Answers that the transport has not taken may have as many."""
+
+
+@dataclass(slots=True)
+class Unfinished:
+    """Values in the answers to batches that are not complete, of all callers."""
+
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,7 @@ class Gateway:
     kv_limits: KvLimits
     settings: GatewaySettings
     authorizer: Authorizer = ALLOW_ALL
+    unfinished: Unfinished = field(default_factory=Unfinished)
 
     def deadline_of(self, deadline_ns: int, now_ns: int) -> int:
         """The deadline that a caller's `deadline_ns` comes to. Raises: `DeadlineExpired`."""

@@ -2,7 +2,7 @@
 
 Rules of this file:
 - the window counts what was read from the client and whose answer has not left for it: batches, operations and bytes,
-  those of requests and those of answers. While one of these is full nothing is read, so a client that sends faster than
+  those of requests and those of answers, finished or not. While one of these is full nothing is read, so a client that sends faster than
   the cluster works, or that does not read its answers, is slowed down by its own transport;
 - a batch that is refused as a whole (too large, expired, not decodable) gets its error as an answer; the stream lives on.
   Only a message that is no `PipelineRequest` at all ends it, because there is no id to answer it under;
@@ -55,7 +55,7 @@ class Pipeline:
             and self._batches < settings.pipeline_batches_max
             and self._operations < settings.pipeline_operations_max
             and self._bytes < settings.pipeline_bytes_max
-            and self._untaken_bytes < settings.pipeline_bytes_max
+            and self._untaken_bytes + self._runner.unfinished_bytes < settings.pipeline_bytes_max
         )
 
     def receive(self, messages: list[bytes]) -> None:

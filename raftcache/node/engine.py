@@ -87,6 +87,10 @@ class Network(Protocol):
         on_done: Callable[[bool], None],
     ) -> None: ...
     def connected(self, node: NodeId) -> bool: ...
+    def resting(self, node: NodeId) -> bool:
+        """Whether `node` was not reachable a moment ago: a request to it would be refused at once."""
+        ...
+
     def answer_bytes_waiting(self, node: NodeId) -> int:
         """Answers to requests of `node` that it has not taken yet."""
         ...
@@ -125,8 +129,7 @@ class Engine:
         self.strangers = 0
         """Messages for a replica that is not here, or of one that is not where they came from."""
         self.replicas: dict[ReplicaId, Replica] = {}
-        self.network = network
-        self.wal = wal
+        self.network, self.wal = network, wal
         self.places = KnownPlaces(
             node=self.node,
             directory=directory,
@@ -137,6 +140,7 @@ class Engine:
         )
         self.router = Router(
             settings=settings,
+            value_bytes_max=limits.value_bytes_max,
             clock=clock,
             places=self.places,
             forward=self._forward,
@@ -168,7 +172,7 @@ class Engine:
         self._held: dict[ReplicaId, Replica] = {}
         """Leaders with writes that came during a sync: proposed when it ends, they are one group, on every node's disk."""
         self._backlog: dict[ReplicaId, Replica] = {}
-        """Replicas with more to apply than the page that this turn applied."""
+        """Replicas with more to apply, or to read, than one turn does."""
         self._turn_scheduled = self._preallocating = self._closed = False
         self._ticks = 0
 

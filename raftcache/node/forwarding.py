@@ -22,7 +22,7 @@ from raftcache.node.api import AnswerRoom, Consistency, Reply, Request
 
 FORMAT = 1
 REPLY_BYTES_MAX = 4 << 20
-"""Half of a frame (`limits.frame_bytes_max`): the other half is for the one read that is always let through."""
+"""What is read for one payload, but for the one read that is always let through."""
 AGAIN = {"again": "payload"}
 """Metadata of the refusal of a read whose reply did not fit; the sender asks at once, for as long as there are such."""
 _HEAD = struct.Struct("<BII")  # format, shard, count

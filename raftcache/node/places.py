@@ -42,6 +42,7 @@ class Asking(Protocol):
         deadline_ns: int,
     ) -> None: ...
     def connected(self, node: NodeId) -> bool: ...
+    def resting(self, node: NodeId) -> bool: ...
 
 
 class KnownPlaces:
@@ -147,6 +148,10 @@ class KnownPlaces:
         if replica is not None and replica.leads:
             return self._node
         return self.leader_node(shard)
+
+    def resting(self, node: NodeId) -> bool:
+        """Whether a request to `node` would be refused at once, because it was not reachable a moment ago."""
+        return self._network.resting(node)
 
     def learned_leader(self, shard: ShardId, node: NodeId | None) -> None:
         """`node` leads the shard; None: whoever was taken for its leader is not, and somebody is asked."""

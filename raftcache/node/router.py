@@ -79,8 +79,6 @@ FORWARD_BYTES_MAX = 4 << 20
 ANSWER_BYTES_WAITING_MAX = 16 << 20
 """Answers that a node has not taken, beyond which nothing is read for it. The transport stops listening to it at twice that, and then
 hears no Raft messages either."""
-VALUE_BYTES_ASSUMED = 1 << 20
-"""What a returned value may have: `limits.value_bytes_max` by default. Larger ones only make payloads larger."""
 
 
 class Forward(Protocol):
@@ -102,21 +100,22 @@ class Places(Protocol):
     def nearest_node(self, shard: ShardId) -> NodeId | None: ...
     def owner(self, slot: int) -> ShardId: ...
     def address(self, node: NodeId) -> str: ...
+    def resting(self, node: NodeId) -> bool: ...
     def learned_leader(self, shard: ShardId, node: NodeId | None) -> None:
         """`node` leads the shard; None: whoever was taken for its leader is not, or nobody was, and somebody should ask."""
         ...
 
 
-def reply_cost_of(request: Request) -> int:
+def reply_cost_of(request: Request, value_bytes_max: int) -> int:
     """Bytes that the reply to a forwarded write may need: what a write returns cannot be asked for again.
 
     Replies to reads are not counted: what does not fit into one payload is asked for again (`forwarding.AGAIN`).
     """
     operation = request.operation
     if isinstance(operation, (Put, Delete)) and (operation.return_previous or operation.conditions):
-        return VALUE_BYTES_ASSUMED
+        return value_bytes_max
     if isinstance(operation, CompareAndSwap):
-        return VALUE_BYTES_ASSUMED
+        return value_bytes_max
     if isinstance(operation, Transaction):
         return FORWARD_BYTES_MAX
     return 0
@@ -174,6 +173,7 @@ class Router:
         self,
         *,
         settings: EngineSettings,
+        value_bytes_max: int,
         clock: Clock,
         places: Places,
         forward: Forward,
@@ -183,6 +183,8 @@ class Router:
         sink_failed: Callable[[Exception], None],
     ) -> None:
         self._settings = settings
+        self._value_bytes_max = value_bytes_max
+        self._forward_bytes_max = min(FORWARD_BYTES_MAX, settings.frame_bytes_max // 2)
         self._clock = clock
         self._sink_failed = sink_failed
         self._places = places
@@ -292,7 +294,8 @@ class Router:
             self.park(shard, waiting)
             return
         leader = self._places.leader_node(shard)
-        if leader is None:
+        if leader is None or self._places.resting(leader):
+            # A node that is down is the leader that is known until another is elected: nothing is encoded for it at every tick.
             self.park(shard, waiting)
             self._places.learned_leader(shard, None)
         else:
@@ -382,8 +385,8 @@ class Router:
             # A part is closed *before* what would cross the limit; a request larger than that goes alone.
             end, size = start, 0
             while end < len(waiting) and end - start < FORWARD_OPERATIONS_MAX:
-                size += waiting[end][0].cost + reply_cost_of(waiting[end][0])
-                if size > FORWARD_BYTES_MAX and end > start:
+                size += waiting[end][0].cost + reply_cost_of(waiting[end][0], self._value_bytes_max)
+                if size > self._forward_bytes_max and end > start:
                     break
                 end += 1
             self._send_part(shard, node, waiting[start:end], now_ns, to_leader=to_leader)

@@ -26,6 +26,8 @@ class EngineSettings:
     and reads at 64 and 256 outstanding are slower."""
     in_flight_requests_max: int = 20_000
     in_flight_bytes_max: int = 256 << 20
+    frame_bytes_max: int = 8 << 20
+    """Of a frame between nodes."""
     patience_ns: int = 5_000 * MS
     """How long a request waits here for a leader before it is refused: two election rounds and a restart's margin."""
     commit_commands_max: int = 1000

@@ -92,6 +92,7 @@ def engine_settings(config: Config) -> EngineSettings:
         batches_in_flight_max=raft.batches_in_flight_max,
         in_flight_requests_max=limits.in_flight_requests_max,
         in_flight_bytes_max=limits.in_flight_bytes_max,
+        frame_bytes_max=limits.frame_bytes_max,
         patience_ns=limits.patience_ms * NS_PER_MS,
         commit_commands_max=storage.commit_commands_max,
         commit_bytes_max=storage.commit_bytes_max,
@@ -415,6 +416,7 @@ class NodeProcess:
                 batch_operations_max=limits.batch_operations_max,
                 batch_bytes_max=limits.batch_bytes_max,
                 batch_reply_bytes_max=limits.batch_reply_bytes_max,
+                unfinished_bytes_max=limits.in_flight_bytes_max,
             ),
         )
         files = None

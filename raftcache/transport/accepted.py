@@ -14,7 +14,14 @@ from functools import partial
 
 from raftcache.errors import ConfigError, Overloaded, ProtocolError, RaftCacheError, Unavailable
 from raftcache.ids import NodeId
-from raftcache.transport.calls import CALL_OVERHEAD_BYTES, Status, decode_request, encode_goodbye, encode_response
+from raftcache.transport.calls import (
+    ANSWER_BYTES_MAX,
+    CALL_OVERHEAD_BYTES,
+    Status,
+    decode_request,
+    encode_goodbye,
+    encode_response,
+)
 from raftcache.transport.codec import decode_section
 from raftcache.transport.connections import Connection, Traffic
 from raftcache.transport.frames import FrameType
@@ -268,11 +275,15 @@ class Accepted:
             return
         self._unanswered -= 1
         assert self._unanswered >= 0, f"request {request_id} of node {self.node} was answered twice"
-        if len(payload) + CALL_OVERHEAD_BYTES > self._outbox.frame_bytes_max:
+        if len(payload) > ANSWER_BYTES_MAX:
             status, payload = Status.ANSWER_TOO_LARGE, b""
-        if not self._outbox.add_call(encode_response(request_id, status, payload)):
-            self.connection.abort(Overloaded(f"node {self.node} does not read the answers to its requests"))
-            return
+        room = self._outbox.frame_bytes_max - CALL_OVERHEAD_BYTES
+        last = max(0, len(payload) - 1) // room * room
+        parts = [encode_response(request_id, Status.PART, payload[at : at + room]) for at in range(0, last, room)]
+        for call in (*parts, encode_response(request_id, status, payload[last:])):
+            if not self._outbox.add_call(call):
+                self.connection.abort(Overloaded(f"node {self.node} does not read the answers to its requests"))
+                return
         if self._outbox.call_bytes_waiting > self._local.settings.call_bytes_max:
             self.connection.pause_reading()
         if not self._dirty:

@@ -33,6 +33,8 @@ _REQUEST = struct.Struct("<QB")
 _RESPONSE = struct.Struct("<QB")
 _GOODBYE = struct.Struct("<Q")
 CALL_OVERHEAD_BYTES = _REQUEST.size
+ANSWER_BYTES_MAX = 64 << 20
+"""Of one answer, in all its parts: what a transaction may return (`kv.limits`), twice."""
 
 
 class Status(IntEnum):
@@ -45,7 +47,9 @@ class Status(IntEnum):
     NOT_INITIALISED = 2
     """Not taken: one of both nodes belongs to no cluster, and this is no bootstrap request."""
     ANSWER_TOO_LARGE = 3
-    """Carried out, but the answer fits into no frame that the asker accepts."""
+    """Carried out, but the answer has more than `ANSWER_BYTES_MAX`."""
+    PART = 4
+    """The payload is the next part of an answer that is larger than a frame; its last part comes as `ANSWER`."""
 
 
 def encode_request(request_id: int, kind: int, payload: bytes) -> Call:
@@ -69,7 +73,7 @@ def decode_response(payload: Payload) -> tuple[int, Status, bytes]:
     if len(payload) < _RESPONSE.size:
         raise ProtocolError(f"a response of {len(payload)} bytes has no head")
     request_id, number = _RESPONSE.unpack_from(payload)
-    if number > Status.ANSWER_TOO_LARGE:
+    if number > Status.PART:
         raise ProtocolError(f"a response has the unknown status {number}")
     return request_id, Status(number), bytes(payload[_RESPONSE.size :])
 
@@ -92,6 +96,8 @@ class _Waiting:
     kind: int
     on_reply: OnReply
     deadline_ns: int
+    parts: bytearray | None = None
+    """Of its answer, what has come so far; None: nothing."""
 
 
 class WaitingRequests:
@@ -128,20 +134,33 @@ class WaitingRequests:
         request_id, status, answer = decode_response(payload)
         if request_id > self._last_id:
             raise ProtocolError(f"{self._peer} answers request {request_id}; the last one was {self._last_id}")
+        if status is Status.PART:
+            self._on_part(request_id, answer)
+            return
         waiting = self._waiting.pop(request_id, None)
         if waiting is None:
             return
         match status:
             case Status.ANSWER:
-                waiting.on_reply(answer)
+                waiting.on_reply(answer if waiting.parts is None else bytes(waiting.parts) + answer)
             case Status.OVERLOADED:
                 waiting.on_reply(Overloaded(f"{self._peer} has too many requests in flight"))
             case Status.NOT_INITIALISED:
                 waiting.on_reply(Unavailable(f"{self._peer} and this node are not in one initialised cluster"))
             case Status.ANSWER_TOO_LARGE:
                 waiting.on_reply(
-                    OutcomeUnknown(f"{self._peer} carried it out; the answer is larger than a frame may be")
+                    OutcomeUnknown(f"{self._peer} carried it out; the answer has more than {ANSWER_BYTES_MAX} bytes")
                 )
+
+    def _on_part(self, request_id: int, part: bytes) -> None:
+        waiting = self._waiting.get(request_id)
+        if waiting is None:
+            return
+        if waiting.parts is None:
+            waiting.parts = bytearray()
+        waiting.parts += part
+        if len(waiting.parts) > ANSWER_BYTES_MAX:
+            raise ProtocolError(f"{self._peer} answers request {request_id} with more than {ANSWER_BYTES_MAX} bytes")
 
     def on_goodbye(self, last_request_id: int) -> None:
         """The peer is leaving: what it has not taken, it never will."""

@@ -197,6 +197,11 @@ class PeerNetwork:
         link = self._links.get(node)
         return link is not None and link.state is LinkState.UP and not link.bootstrap_only
 
+    def resting(self, node: NodeId) -> bool:
+        """Whether a dial failed a moment ago, so that requests are refused at once."""
+        link = self._links.get(node)
+        return link is not None and link.state is LinkState.RESTING
+
     def answer_bytes_waiting(self, node: NodeId) -> int:
         """Answers to requests of `node` that it has not taken yet."""
         return self._listener.answer_bytes_waiting(node)

@@ -3,7 +3,8 @@
 Replies come at once, or, with `hold`, when `release` says so: what is in flight can then be looked at.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from raftcache.clock import Clock, ManualClock
 from raftcache.edge.front import NO_DEADLINE, Answer, Call, Refusal
@@ -132,6 +133,24 @@ class MemoryNode:
     def gateway(self, settings: GatewaySettings | None = None) -> Gateway:
         """A gateway over this node."""
         return Gateway(self, self, self.clock, self.limits, settings or GatewaySettings())
+
+
+@contextmanager
+def slow_key(node: MemoryNode, key: bytes) -> Iterator[None]:
+    """What is asked of `key` meanwhile is answered at the end."""
+    submit, waiting = node.submit, list[tuple[Request, ReplySink]]()
+
+    def partly(requests: Sequence[Request], sink: ReplySink) -> None:
+        waiting.extend((request, sink) for request in requests if getattr(request.operation, "key", None) == key)
+        rest = [request for request in requests if getattr(request.operation, "key", None) != key]
+        if rest:
+            submit(rest, sink)
+
+    node.submit = partly  # type: ignore[method-assign]
+    yield
+    node.submit = submit  # type: ignore[method-assign]
+    for request, sink in waiting:
+        submit([request], sink)
 
 
 class NobodyPeer:

@@ -15,7 +15,15 @@ from raftcache.ids import ShardId
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import Consistency
 from raftcache.v1 import kv_pb2, shard_map_pb2, types_pb2
-from tests.gateway.memory_node import EPOCH, OTHER_ADDRESS, CollectingSink, MemoryAdministration, MemoryNode, call_of
+from tests.gateway.memory_node import (
+    EPOCH,
+    OTHER_ADDRESS,
+    CollectingSink,
+    MemoryAdministration,
+    MemoryNode,
+    call_of,
+    slow_key,
+)
 from tests.gateway.test_errors import details_of
 
 REPLIES: dict[str, type[Message]] = {
@@ -254,6 +262,26 @@ def test_what_a_batch_brings_back_is_bounded() -> None:
     assert [True, False] == [results[2].error.definite, results[3].error.definite]
     assert "limits.batch_reply_bytes_max, 2500 bytes" in results[2].error.message
     assert b"new" == results[4].get.entry.value, "a later small result still fits"
+
+
+def test_what_waits_in_unfinished_batches_is_bounded() -> None:
+    """One operation that waits holds the answers to all others of its batch; beyond the bound reads are to be asked for again."""
+    node = MemoryNode()
+    gateway = node.gateway(GatewaySettings(unfinished_bytes_max=2_500))
+    caller = Caller(node, gateway)
+    caller.put(b"k", bytes(1_000))
+    message = kv_pb2.BatchRequest(operations=[get_item(b"k"), get_item(b"k"), get_item(b"slow")]).SerializeToString()
+    with slow_key(node, b"slow"):
+        caller.submit([call_of("Batch", message, "first")])
+        assert 2_000 == gateway.unfinished.bytes
+        caller.submit([call_of("Batch", message, "second")])
+    assert 0 == gateway.unfinished.bytes
+    found = []
+    for token in ("first", "second"):
+        answer = caller.sink.answers[token]
+        assert isinstance(answer, bytes)
+        found.append([result.error.reason for result in kv_pb2.BatchResponse.FromString(answer).results])
+    assert [["", "", ""], ["OVERLOADED", "OVERLOADED", ""]] == found
 
 
 def test_an_empty_batch_is_answered(caller: Caller) -> None:

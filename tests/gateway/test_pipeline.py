@@ -8,7 +8,7 @@ from raftcache.gateway.gateway import GatewaySettings
 from raftcache.gateway.kv_service import KvService
 from raftcache.gateway.pipeline import Pipeline
 from raftcache.v1 import kv_pb2
-from tests.gateway.memory_node import MemoryNode, call_of
+from tests.gateway.memory_node import MemoryNode, call_of, slow_key
 from tests.gateway.test_errors import details_of
 from tests.gateway.test_kv_service import get_item, put_item
 
@@ -225,3 +225,20 @@ def test_nothing_is_sent_after_a_cancel(client: Client) -> None:
     client.node.release()
     assert ([], []) == (client.received, client.ends)
     assert 1 == len(client.node.requests)
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_answers_of_unfinished_batches_close_the_window(given_up: bool) -> None:
+    """One operation that waits holds the answers to all others of its batch, and no more is read meanwhile."""
+    node = MemoryNode()
+    client = Client(node)
+    client.request(1, put_item(b"k", bytes(8_000)))
+    with slow_key(node, b"slow"):
+        client.request(2, *[get_item(b"k")] * 3, get_item(b"slow"))
+        assert not client.stream.reading
+        if given_up:
+            client.stream.cancel()
+            assert 0 == client.stream._gateway.unfinished.bytes
+    assert client.stream.reading is not given_up
+    assert ([1] if given_up else [1, 2]) == client.answered
+    assert 0 == client.stream._gateway.unfinished.bytes

@@ -224,6 +224,10 @@ class Network:
         peer = self._nodes.nodes.get(node)
         return peer is not None and peer.host is not None and not self._nodes.is_cut(self._owner.node, node)
 
+    def resting(self, node: NodeId) -> bool:
+        del node
+        return False
+
     def answer_bytes_waiting(self, node: NodeId) -> int:
         del node
         return 0

@@ -501,6 +501,39 @@ def test_forwarding_to_a_guess_does_not_storm_while_there_is_no_leader() -> None
     assert all(isinstance(each.result, WriteResult) for each in asked)
 
 
+def test_nothing_is_encoded_for_a_leader_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until another is elected it is the one that is known; what waits for it is not tried at every tick."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        node = others(nodes, leader)[0]
+        resting = [leader.node]
+        monkeypatch.setattr(node.engine.network, "resting", lambda other: other in resting)
+        asked = [nodes.put(node, b"k%d" % number) for number in range(20)]
+        nodes.tick(5)
+        assert (20, 0) == (node.engine.router.parked(), node.engine.router.forwarded)
+        resting.clear()
+        nodes.until(lambda: all(each.replies for each in asked), "all replies")
+        assert all(isinstance(each.result, WriteResult) for each in asked)
+
+
+def test_payloads_for_other_nodes_fit_their_frames() -> None:
+    """What one turn brings is divided, also where frames are small, and answers with large values go alone."""
+    nodes = Nodes(3, frame_bytes_max=256 << 10)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        node = others(nodes, leader)[0]
+        sizes: list[int] = []
+        nodes.hold_calls = lambda call: bool(sizes.append(len(call.payload)))  # type: ignore[func-returns-value]
+        sink, deadline_ns = _Many(), node.clock.monotonic_ns() + 5_000 * MS
+        puts = [Put(b"k%d" % number, bytes(60 << 10), return_previous=number % 2 == 0) for number in range(30)]
+        node.engine.submit([Request(put.key, put, slot_of(put.key), deadline_ns) for put in puts], sink)
+        nodes.run()
+        assert 30 == len(sink.replies)
+        assert max(sizes) <= 256 << 10
+        assert len(sizes) >= 15
+
+
 def test_large_values_are_read_as_they_are_taken() -> None:
     """No limit counts values that are read and not handed out, so there are few of them, however many are asked for."""
 

@@ -154,6 +154,10 @@ class SimulatedNetwork:
     def connected(self, node: NodeId) -> bool:
         return self._world.connected(self._owner.node, node)
 
+    def resting(self, node: NodeId) -> bool:
+        del node
+        return False
+
     def answer_bytes_waiting(self, node: NodeId) -> int:
         del node
         return 0

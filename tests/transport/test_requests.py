@@ -14,7 +14,8 @@ from raftcache.errors import (
     Unavailable,
 )
 from raftcache.ids import NodeId, ShardId
-from raftcache.transport.calls import Status, decode_request, encode_goodbye, encode_response
+from raftcache.transport import accepted, calls
+from raftcache.transport.calls import CALL_OVERHEAD_BYTES, Status, decode_request, encode_goodbye, encode_response
 from raftcache.transport.frames import FrameType
 from tests.transport.network import (
     FAST,
@@ -182,16 +183,51 @@ async def test_lesser_frame_size_of_the_two_counts() -> None:
         await one.until(lambda: ("peer_message_too_large", {"peer": TWO, "frame_bytes_max": 200_000}) in one.reports)
 
 
-async def test_answer_larger_than_a_frame_is_an_unknown_outcome() -> None:
+@pytest.mark.parametrize("more", [-CALL_OVERHEAD_BYTES, 0, 1, 4 * MIB])
+async def test_answer_larger_than_a_frame_comes_in_parts(more: int) -> None:
+    """And the others between them."""
+    answers = [bytes([1]) * (MIB + more), b"small", bytes([3]) * (MIB + more)]
+    async with rig() as net:
+        one, two = await net.pair(replace(FAST, frame_bytes_max=MIB))
+        two.answering = False
+        asked = [asyncio.ensure_future(one.ask(2, b"x")) for _ in answers]
+        await two.until(lambda: len(two.unanswered) == len(answers))
+        for respond, answer in zip(two.unanswered, answers, strict=True):
+            respond(answer)
+        assert answers == await asyncio.gather(*asked)
+
+
+async def test_answer_larger_than_any_is_an_unknown_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was carried out; only the answer does not fit."""
+    monkeypatch.setattr(accepted, "ANSWER_BYTES_MAX", 2 * MIB)
     async with rig() as net:
         one, two = await net.pair(replace(FAST, frame_bytes_max=MIB))
         two.answering = False
         asked = asyncio.ensure_future(one.ask(2, b"x"))
         await two.until(lambda: len(two.unanswered) == 1)
-        two.unanswered[0](bytes(MIB))
+        two.unanswered[0](bytes(2 * MIB + 1))
         with pytest.raises(OutcomeUnknown, match="carried it out"):
             await asked
+
+
+async def test_peer_whose_answer_has_no_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts are kept, so there is a limit to them."""
+    monkeypatch.setattr(calls, "ANSWER_BYTES_MAX", 1_000)
+
+    async def play(peer: HandPeer) -> None:
+        await peer.accept(2)
+        request_id, _, _ = decode_request(await peer.read_kind(FrameType.REQUEST))
+        for _ in range(3):
+            call = encode_response(request_id, Status.PART, bytes(400))
+            peer.write(call.kind, b"".join(call.buffers))
+        await peer.read_to_the_end()
+
+    async with listen_by_hand(play) as address, rig() as net:
+        one = await net.node(1)
+        net.book[TWO] = address
+        with pytest.raises(OutcomeUnknown):
+            await one.ask(2, b"x")
+        assert one.heard("disconnected", 2) == 1
 
 
 async def test_peer_that_leaves_tells_what_it_did_not_take() -> None:
