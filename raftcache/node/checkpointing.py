@@ -8,7 +8,8 @@ Rules of this file:
 - a node rests twice as long as its last one took, unless a follower waits or the log is too long: what a checkpoint costs
   grows with the state, and the log that calls for one does not;
 - the replicas of a group do not take theirs at once (`_due_bytes`): a majority should always have its disks for the log;
-- the log is compacted only below a *verified, durable* checkpoint, and `trailing_log_bytes` stay below it for laggards;
+- the log is compacted only below a *verified, durable* checkpoint, and `trailing_log_bytes` stay below it for laggards; not
+  past a snapshot that is on its way, whose receiver would need the next one;
 - all replicas of a node share its log, and one with a single old entry holds all of it. So each has its share of
   `log_bytes_max`, and beyond that whoever holds the oldest segment gives up what it keeps, then takes a checkpoint;
 - at most `snapshots_out_max` snapshots leave a node at once, one per follower; a refused one is asked for again by Raft;
@@ -21,10 +22,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from raftcache.errors import Corruption, RaftCacheError
-from raftcache.ids import NO_REPLICA, NodeId, ReplicaId, ShardId
+from raftcache.ids import NO_REPLICA, Index, NodeId, ReplicaId, ShardId
 from raftcache.node.replica import Replica
 from raftcache.raft.configuration import decode_configuration
 from raftcache.raft.messages import InstallSnapshot, SnapshotMeta
+from raftcache.raft.progress import ProgressState
 from raftcache.storage.state import (
     CheckpointDamaged,
     CheckpointFailed,
@@ -200,7 +202,8 @@ class Checkpointing:
             compact_to = min(newest.index, replica.log.last_index())
         else:
             trailing = min(engine.settings.trailing_log_bytes, self._share(4))
-            compact_to = replica.log.index_keeping(trailing, upto=newest.index)
+            upto = min((newest.index, *_snapshots_on_their_way(replica)))
+            compact_to = replica.log.index_keeping(trailing, upto=upto)
         if compact_to >= replica.log.first_index():
             engine.commit.write_later(ReplicaWrite(replica.replica_id, compact_to=compact_to))
 
@@ -285,6 +288,15 @@ def _is_behind(replica: Replica) -> bool:
     """Whether a checkpoint would cover more than the newest one. An entry without data counts: it holds a segment too."""
     newest = replica.log.snapshot()
     return replica.machine is not None and (newest is None or newest.index < replica.machine.applied_index)
+
+
+def _snapshots_on_their_way(replica: Replica) -> list[Index]:
+    """The indexes of those that followers have not acknowledged yet."""
+    return [
+        progress.pending_snapshot
+        for progress in replica.raft.progress.values()
+        if replica.leads and progress.state is ProgressState.SNAPSHOT
+    ]
 
 
 class Incoming:

@@ -379,6 +379,38 @@ def test_snapshots_on_their_way_are_bounded_and_nobody_is_forgotten() -> None:
     nodes.until(lambda: all(nodes.level(ShardId(s)) for s in (1, 2, 3)), "all to be level", ticks=400)
 
 
+def test_log_after_a_snapshot_on_its_way_is_kept() -> None:
+    """Compacted past it, its receiver would need the next snapshot, and under load never come to an end."""
+    nodes = Nodes(3, trailing_log_bytes=0)
+    leader = nodes.lead()
+    follower = others(nodes, leader)[0]
+
+    def write_and_checkpoint() -> None:
+        for number in range(20):
+            nodes.put(leader, b"k%d" % number, bytes(100))
+        leader.engine.checkpointing.begin(leader.replica())
+        nodes.run()
+        nodes.tick()
+
+    follower.crash()
+    write_and_checkpoint()
+    nodes.hold_snapshots = True
+    follower.start()
+    nodes.until(lambda: bool(nodes.held_snapshots), "a snapshot to be on its way")
+    sent = leader.replica().log.snapshot()
+    assert sent is not None
+    for _ in range(3):
+        write_and_checkpoint()
+    assert leader.replica().log.start_index == sent.index
+    nodes.hold_snapshots = False
+    for start in nodes.held_snapshots:
+        start()
+    nodes.until(lambda: nodes.level(SHARD), "the follower to be level")
+    assert 1 == leader.engine.checkpointing.snapshots_sent
+    write_and_checkpoint()
+    assert leader.replica().log.start_index > sent.index
+
+
 def test_snapshot_whose_acknowledgement_was_lost_is_not_offered_for_ever() -> None:
     """Found by the simulator: the follower has it, and neither its acknowledgement nor the end of the transfer reaches the
     leader, whose log begins right after it. The refusal of the next offer tells how far the follower is."""
