@@ -2,8 +2,8 @@
 
 Rules of this file:
 - the window counts what was read from the client and whose answer has not left for it: batches, operations and bytes,
-  those of requests and those of answers, finished or not. While one of these is full nothing is read, so a client that sends faster than
-  the cluster works, or that does not read its answers, is slowed down by its own transport;
+  those of requests and those of answers, finished or not. While one of these is full nothing is read, so a client that
+  sends faster than the cluster works, or that does not read its answers, is slowed down by its own transport;
 - a batch that is refused as a whole (too large, expired, not decodable) gets its error as an answer; the stream lives on.
   Only a message that is no `PipelineRequest` at all ends it, because there is no id to answer it under;
 - when the server stops, everything that was read is answered, and then the stream ends as UNAVAILABLE: what has no

@@ -489,14 +489,18 @@ class Engine:
         if self._closed:
             return
         self._ticks += 1
-        now_ns = self.clock.monotonic_ns()
+        now_ns, interval_ns = self.clock.monotonic_ns(), self.settings.commit_interval_ns
+        # A commit takes about a millisecond: those of many shards are spread over the interval.
+        commits_left = 1 + len(self.replicas) * self.settings.tick_ns // max(1, interval_ns)
         for replica in list(self.replicas.values()):
             if replica.stopped:
                 continue
             try:
                 replica.raft.tick()
                 replica.expire(now_ns)
-                if replica.uncommitted_commands and now_ns - replica.committed_ns >= self.settings.commit_interval_ns:
+                due = replica.uncommitted_commands and now_ns - replica.committed_ns >= interval_ns
+                if due and commits_left:
+                    commits_left -= 1
                     self.commit_state(replica, now_ns)
                 elif self._ticks % HOUSEKEEPING_TICKS == 0:
                     self._check_space(replica)

@@ -475,3 +475,26 @@ def test_leadership_stays_where_every_disk_is_low() -> None:
         assert isinstance(found, GetResult)
         assert found.entry is not None
         assert b"v" == found.entry.value
+
+
+def test_live_states_of_many_shards_are_committed_one_after_the_other() -> None:
+    """All at once they would hold the loop up for as many milliseconds."""
+    nodes = Nodes(1, shards=20)
+    node = nodes.lead()
+    keys: dict[ShardId | None, bytes] = {}
+    for number in range(1_000):
+        keys.setdefault(node.engine.owner(slot_of(b"k%d" % number)), b"k%d" % number)
+    for shard, key in keys.items():
+        assert shard is not None
+        nodes.lead(shard)
+        nodes.put(node, key)
+
+    def waiting() -> int:
+        return sum(replica.uncommitted_commands > 0 for replica in node.engine.replicas.values())
+
+    most, before = 0, waiting()
+    assert before >= 15
+    for _ in range(60):
+        nodes.tick()
+        most, before = max(most, before - waiting()), waiting()
+    assert (0, True) == (before, 1 <= most <= 2)
