@@ -370,7 +370,8 @@ class Engine:
                 self._after_apply(replica, now_ns)
                 if replica.raft.log.can_apply():
                     self._backlog[replica.replica_id] = replica
-            if replica.may_read():
+            if replica.may_read() or replica.busy():
+                # Also what waited for the round or the batch that has just ended: no later message may come and bring it to mind.
                 self._backlog[replica.replica_id] = replica
         except Exception as error:  # noqa: BLE001 - the supervisor of replicas
             self.on_replica_error(replica, error)

@@ -263,7 +263,7 @@ class Replica:
 
     def ask_read_index(self, now_ns: int) -> None:
         """Thesis §6.4: one round confirms leadership for every read that waits now."""
-        if not self._reads or len(self._reads_in_flight) >= self._settings.read_rounds_in_flight_max:
+        if not self.may_ask():
             return
         context = self._next_context
         self._next_context += 1
@@ -523,10 +523,11 @@ class Replica:
 
     def busy(self) -> bool:
         """Whether the next turn has something to propose or to ask."""
-        return bool(
-            (self._queue and self._may_propose())
-            or (self._reads and len(self._reads_in_flight) < self._settings.read_rounds_in_flight_max)
-        )
+        return bool(self._queue and self._may_propose()) or self.may_ask()
+
+    def may_ask(self) -> bool:
+        """Whether reads wait for a round, and there may be one."""
+        return bool(self._reads) and len(self._reads_in_flight) < self._settings.read_rounds_in_flight_max
 
     def proposed_in(self, entries: list[Entry]) -> list[list[Waiting]]:
         """What was proposed here and is carried by these entries; a list for each such entry."""

@@ -1,6 +1,6 @@
 """Requests on their way: routed, forwarded, parked, refused; each gets exactly one reply, and nothing is counted for ever."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -267,6 +267,24 @@ def test_stale_reads_after_damage_do_not_touch_the_discarded_state(monkeypatch: 
         follower.engine.submit(requests, sink)
         nodes.until(lambda: len(sink.replies) == 3, "all replies", ticks=60)
         assert 1 == len(touched)
+
+
+@pytest.mark.parametrize("ask", [Nodes.get, Nodes.put])
+def test_what_came_during_a_round_or_a_batch_goes_on_by_itself(ask: Callable[..., Asked]) -> None:
+    """With a follower gone no later answer of that round or batch comes, and until the next tick nobody would think of it."""
+    nodes = Nodes(3, batches_in_flight_max=1)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        nodes.put(leader, b"k")
+        others(nodes, leader)[0].crash()
+        asked = []
+        for _ in range(3):
+            asked.append(ask(nodes, leader, b"k", run=False))
+            while leader.scheduler.step():
+                pass
+        assert not asked[0].replies
+        nodes.run()
+        assert all(isinstance(each.result, (GetResult, WriteResult)) for each in asked)
 
 
 def test_reads_wait_until_their_index_is_applied() -> None:
