@@ -245,6 +245,18 @@ class Cluster:
 
         wait_until(all_led, "a leader in every shard", seconds)
 
+    def wait_home(self, *, seconds: float = LEADER_SECONDS) -> None:
+        """Until every shard is led by its preferred replica: nobody moves a leader from then on."""
+
+        def all_home() -> bool:
+            try:
+                info = self.info()
+            except grpc.RpcError:
+                return False
+            return all(shard.leader_node == shard.replicas[0].node for shard in info.shards)
+
+        wait_until(all_home, "every leader to be at home", seconds)
+
     def info(self) -> admin_pb2.GetClusterResponse:
         """The cluster, asked of the first node that runs."""
         node = next(node for node in self.nodes if node.running)
