@@ -69,6 +69,11 @@ class Request:
     answered: bool = False
     """Set by the node with the one reply; a late result is then dropped."""
 
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for what a read brings."""
+        return self.room is None or self.room.is_left
+
 
 @dataclass(slots=True)
 class Reply:

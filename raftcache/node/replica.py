@@ -409,7 +409,7 @@ class Replica:
                     return
                 if request.deadline_ns <= now_ns:
                     self._refuse(request, sink, DeadlineExpired("the deadline passed before the read was served"))
-                elif request.room is not None and not request.room.is_left:
+                elif not request.has_room:
                     self._refuse(request, sink, not_read())
                 else:
                     reply = self.read(request, machine, index)

@@ -340,7 +340,7 @@ class Router:
                 late = DeadlineExpired("the deadline passed before the read was served")
                 self._deliver(request, sink, Reply(request.token, late, shard))
                 continue
-            if request.room is not None and not request.room.is_left:
+            if not request.has_room:
                 self._deliver(request, sink, Reply(request.token, not_read(), shard))
                 continue
             if replica is None or replica.machine is None or replica.stopped:

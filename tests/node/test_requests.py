@@ -552,33 +552,19 @@ def test_payloads_for_other_nodes_fit_their_frames() -> None:
         assert len(sizes) >= 15
 
 
-def test_large_values_are_read_as_they_are_taken() -> None:
+@pytest.mark.parametrize("consistency", [*Consistency])
+def test_large_values_are_read_as_they_are_taken(consistency: Consistency) -> None:
     """No limit counts values that are read and not handed out, so there are few of them, however many are asked for."""
-
     nodes = Nodes(1)
     with at_end_nothing_in_flight(nodes):
         leader = nodes.lead()
         nodes.put(leader, b"big", bytes(512 << 10))
         sink, deadline_ns = _Lists(), leader.clock.monotonic_ns() + 5_000 * MS
-        leader.engine.submit([Request(n, Get(b"big"), slot_of(b"big"), deadline_ns) for n in range(100)], sink)
-        nodes.run()
-        assert sorted(reply.token for reply in sink.replies) == list(range(100)), "no tick is needed for the rest"
-        assert 0 < sink.most <= READ_BYTES_PER_TURN + (512 << 10)
-
-
-def test_large_stale_reads_are_read_as_they_are_taken_too() -> None:
-    """They wait for nobody, and all the same for the next turn."""
-    nodes = Nodes(1)
-    with at_end_nothing_in_flight(nodes):
-        leader = nodes.lead()
-        nodes.put(leader, b"big", bytes(512 << 10))
-        sink, deadline_ns = _Lists(), leader.clock.monotonic_ns() + 5_000 * MS
-        stale = Consistency.STALE
         leader.engine.submit(
-            [Request(n, Get(b"big"), slot_of(b"big"), deadline_ns, consistency=stale) for n in range(100)], sink
+            [Request(n, Get(b"big"), slot_of(b"big"), deadline_ns, consistency=consistency) for n in range(100)], sink
         )
         nodes.run()
-        assert sorted(reply.token for reply in sink.replies) == list(range(100))
+        assert sorted(reply.token for reply in sink.replies) == list(range(100)), "no tick is needed for the rest"
         assert 0 < sink.most <= READ_BYTES_PER_TURN + (512 << 10)
 
 

@@ -235,27 +235,23 @@ class Cluster:
 
     def wait_leaders(self, *, seconds: float = LEADER_SECONDS) -> None:
         """Until every shard has a leader, as any live node sees it."""
-
-        def all_led() -> bool:
-            try:
-                info = self.info()
-            except grpc.RpcError:
-                return False
-            return len(info.shards) == self.shards + 1 and all(shard.leader for shard in info.shards)
-
-        wait_until(all_led, "a leader in every shard", seconds)
+        self._wait_shards(lambda shard: bool(shard.leader), "a leader in every shard", seconds)
 
     def wait_home(self, *, seconds: float = LEADER_SECONDS) -> None:
         """Until every shard is led by its preferred replica: nobody moves a leader from then on."""
+        self._wait_shards(
+            lambda shard: shard.leader_node == shard.replicas[0].node, "every leader to be at home", seconds
+        )
 
-        def all_home() -> bool:
+    def _wait_shards(self, is_so: Callable[[admin_pb2.Shard], bool], what: str, seconds: float) -> None:
+        def all_so() -> bool:
             try:
                 info = self.info()
             except grpc.RpcError:
                 return False
-            return all(shard.leader_node == shard.replicas[0].node for shard in info.shards)
+            return len(info.shards) == self.shards + 1 and all(map(is_so, info.shards))
 
-        wait_until(all_home, "every leader to be at home", seconds)
+        wait_until(all_so, what, seconds)
 
     def info(self) -> admin_pb2.GetClusterResponse:
         """The cluster, asked of the first node that runs."""
