@@ -210,6 +210,7 @@ class Replica:
         settings = self._settings
         batch: list[Waiting] = []
         commands: list[Command] = []
+        lone: Put | None = None
         puts: PutMany | None = None
         size = 0
         while self._queue and size < settings.entry_bytes_max and len(batch) < settings.entry_commands_max:
@@ -219,16 +220,19 @@ class Replica:
                 continue
             operation = request.operation
             assert not isinstance(operation, (Get, Scan)), "reads are never proposed"
-            if type(operation) is Put and request.stamp is None and is_plain(operation):
-                # Puts next to each other are one command: everybody who applies it is spared the others.
-                if puts is None:
-                    puts = PutMany([], [])
-                    commands.append(Command(puts, SHARD_WIDE))
+            if type(operation) is not Put or request.stamp is not None or not is_plain(operation):
+                lone = puts = None
+                commands.append(Command(operation, request.slot, request.stamp))
+            elif puts is not None:
                 puts.keys.append(operation.key)
                 puts.values.append(operation.value)
+            elif lone is not None:
+                # Puts next to each other are one command: everybody who applies it is spared the others.
+                puts = PutMany([lone.key, operation.key], [lone.value, operation.value])
+                commands[-1] = Command(puts, SHARD_WIDE)
             else:
-                puts = None
-                commands.append(Command(operation, request.slot, request.stamp))
+                lone = operation
+                commands.append(Command(operation, request.slot))
             batch.append((request, sink))
             size += request.cost
         return batch, commands
@@ -254,7 +258,10 @@ class Replica:
     def _give_up_proposal(self, index: Index) -> None:
         """An older batch at this index was truncated from our log. Whether its copies elsewhere are ever committed is open
         until something else is, there; nobody will tell us any more, as the index now stands for something newer."""
-        _, batch = self._proposed.pop(index, (Term(0), []))
+        given_up = self._proposed.pop(index, None)
+        if given_up is None:
+            return
+        _, batch = given_up
         self.proposals_failed += len(batch)
         unknown = OutcomeUnknown(f"shard {self.shard}: leadership was lost while the write was in flight")
         for request, sink in batch:

@@ -974,7 +974,8 @@ class Raft:
             progress.become_replicate()
         if was_paused or progress.next <= self.log.last_index:
             self._replicate_due = True
-        self._maybe_commit()
+        if progress.match > self.log.commit:
+            self._maybe_commit()
         if peer == self.lead_transferee and self.role is Role.LEADER:
             self._maybe_send_timeout_now()
 
@@ -1136,10 +1137,13 @@ class Raft:
         if self._reads.waiting and self.committed_in_own_term():
             self._reads.open_round(index=self.log.commit, tick=self._ticks)
             self._broadcast_heartbeat(voters_only=True)
-            self._confirm_reads()  # a group of one
+            if self.configuration.voters == (self.id,):
+                self._confirm_reads()
 
     def _confirm_reads(self) -> None:
         """Thesis §6.4: a round whose position a quorum has echoed proves that we were still leader after it opened."""
+        if not self._reads.pending_position:
+            return
         newest = self._reads.position
         incoming = [newest if v == self.id else self.progress[v].read_position for v in self.configuration.voters]
         outgoing = [
