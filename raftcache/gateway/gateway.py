@@ -36,15 +36,15 @@ class GatewaySettings:
     pipeline_operations_max: int = 4_000
     """... and their operations: four full batches, one on its way through each of network, log, apply and reply."""
     unfinished_bytes_max: int = 256 << 20
-    """`limits.in_flight_bytes_max`: values in the answers to batches of which an operation is still waited for. Beyond it reads are
-    refused, to be asked for again."""
+    """`limits.in_flight_bytes_max`: values in the answers to batches and scans of which a part is still waited for. Beyond it reads
+    are refused, to be asked for again."""
     pipeline_bytes_max: int = 16 << 20
     """... and their bytes: four full batches. Answers that the transport has not taken may have as many."""
 
 
 @dataclass(slots=True)
 class Unfinished:
-    """Values in the answers to batches that are not complete, of all callers."""
+    """Values in the answers to batches, and in pages of scans, that are not complete, of all callers."""
 
     bytes: int = 0
 

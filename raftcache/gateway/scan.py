@@ -23,7 +23,7 @@ import struct
 from collections.abc import Callable
 
 from raftcache.edge.front import Call, Refusal
-from raftcache.errors import InvalidRequest, RaftCacheError, Unavailable, WrongShard
+from raftcache.errors import InvalidRequest, Overloaded, RaftCacheError, Unavailable, WrongShard
 from raftcache.gateway.decode import consistency_of
 from raftcache.gateway.encode import failure_of, fill_entry, fill_header
 from raftcache.gateway.errors import refusal_of
@@ -54,6 +54,8 @@ class ScanCall:
         self._request = kv_pb2.ScanRequest()
         self._asked = 0
         self._replies: list[Reply] = []
+        self._held = 0
+        """Bytes of keys and values in the pages that came while others are missing."""
         self._limit = 0
         self._bytes_max = 0
 
@@ -85,13 +87,31 @@ class ScanCall:
         """Takes the shards' pages; answers when all are there."""
         self._replies += replies
         if len(self._replies) < self._asked:
+            self._hold(replies)
             return
+        self._gateway.unfinished.bytes -= self._held
         for reply in self._replies:
             failure = failure_of(reply)
             if failure is not None:
                 self._answer(self._call, refusal_of(failure, reply.shard))
                 return
         self._answer(self._call, self._page())
+
+    def _hold(self, replies: list[Reply]) -> None:
+        """Counts what waits for other shards' pages; what is too much is dropped, and the scan will fail."""
+        unfinished, bytes_max = self._gateway.unfinished, self._gateway.settings.unfinished_bytes_max
+        for reply in replies:
+            if not isinstance(reply.result, ScanResult):
+                continue
+            size = sum(len(entry.key) + len(entry.value) for entry in reply.result.entries)
+            if unfinished.bytes + size > bytes_max:
+                reply.result = Overloaded(
+                    f"answers to unfinished batches and scans hold limits.in_flight_bytes_max, {bytes_max} bytes: "
+                    "ask for this page again later"
+                )
+            else:
+                unfinished.bytes += size
+                self._held += size
 
     def _places(self) -> dict[ShardId, bytes]:
         """Which shards to ask, and from which key each."""

@@ -62,6 +62,8 @@ class Request:
     """Part of a stream whose order counts: the node does not try it again by itself, which could overtake."""
     cost: int = 0
     """Bytes it holds in memory, roughly; filled by the node."""
+    reply_cost: int = 0
+    """Bytes that the reply to a write may hold; filled by the node."""
     give_up_ns: int = 0
     """Until when the node looks for a leader by itself; filled by the node."""
     span: Span | None = None
@@ -73,6 +75,11 @@ class Request:
     def has_room(self) -> bool:
         """Whether there is room for what a read brings."""
         return self.room is None or self.room.is_left
+
+    def take_room(self, size: int) -> None:
+        """A read brought so many bytes."""
+        if self.room is not None:
+            self.room.bytes_left -= size
 
 
 @dataclass(slots=True)

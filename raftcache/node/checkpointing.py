@@ -291,7 +291,7 @@ def _is_behind(replica: Replica) -> bool:
 
 
 def _snapshots_on_their_way(replica: Replica) -> list[Index]:
-    """The indexes of those that followers have not acknowledged yet."""
+    """The indexes of those that are still being sent."""
     return [
         progress.pending_snapshot
         for progress in replica.raft.progress.values()

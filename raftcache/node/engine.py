@@ -145,7 +145,7 @@ class Engine:
             places=self.places,
             forward=self._forward,
             touch=self.touch,
-            damaged=self.rebuild,
+            replica_failed=self.on_replica_error,
             wake=self._schedule,
             sink_failed=lambda error: observer.event("replies_lost", reason=f"{type(error).__name__}: {error}"),
         )
@@ -290,6 +290,8 @@ class Engine:
         if self._held and not self.commit.syncing:
             self._touched = self._held | self._touched
             self._held = {}
+        read_bytes_left = READ_BYTES_PER_TURN
+        passed_over: dict[ReplicaId, Replica] = {}
         for _ in range(ROUNDS_PER_TURN_MAX):
             if not self._touched:
                 break
@@ -299,16 +301,19 @@ class Engine:
             readies = [self._step_replica(replica, now_ns, wall_ms) for replica in touched.values()]
             self.commit.persist()
             # Last: what is committed has time, and what is new is on its way to disks and followers meanwhile.
-            read_bytes_max = READ_BYTES_PER_TURN // len(touched)
+            share = max(0, read_bytes_left) // len(touched)
             for replica, ready in zip(touched.values(), readies, strict=True):
                 if ready is not None or replica.may_read():
-                    self._take(replica, ready, now_ns, read_bytes_max)
+                    may_read = max(1, share) if read_bytes_left > 0 else 0
+                    read_bytes_left -= self._take(replica, ready, now_ns, may_read)
+                    if not may_read and replica.may_read():
+                        passed_over[replica.replica_id] = replica
         self.commit.finish_turn()
         self.router.flush()
         self.network.flush()
         if self._backlog:
             # One page of each in a turn, so that I/O comes in between; the next at once, and not with the next tick.
-            self._touched |= self._backlog
+            self._touched = passed_over | self._touched | self._backlog
             self._backlog.clear()
         if self._touched:
             self._schedule()
@@ -356,15 +361,16 @@ class Engine:
         except Corruption as damage:
             self.fatal(f"the log of shard {replica.shard}: {damage}")
 
-    def _take(self, replica: Replica, ready: Ready | None, now_ns: int, read_bytes_max: int) -> None:
-        """Applies what is committed, and serves what may be read."""
+    def _take(self, replica: Replica, ready: Ready | None, now_ns: int, read_bytes_max: int) -> int:
+        """Applies what is committed, and serves what may be read; how many bytes that was."""
+        served = 0
         if replica.stopped or self.replicas.get(replica.replica_id) is not replica:
-            return
+            return served
         before, started_ns = replica.commands_applied, self.clock.monotonic_ns()
         try:
             if ready is not None:
                 replica.take(ready, now_ns)
-            replica.serve_reads(now_ns, read_bytes_max)
+            served = replica.serve_reads(now_ns, read_bytes_max)
             if ready is not None and ready.committed:
                 self.observer.applied(self.clock.monotonic_ns() - started_ns, replica.commands_applied - before)
                 self._after_apply(replica, now_ns)
@@ -375,6 +381,7 @@ class Engine:
                 self._backlog[replica.replica_id] = replica
         except Exception as error:  # noqa: BLE001 - the supervisor of replicas
             self.on_replica_error(replica, error)
+        return served
 
     def _send(self, replica: Replica, message: Message) -> None:
         if isinstance(message, InstallSnapshot):

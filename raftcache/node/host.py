@@ -250,7 +250,7 @@ class Host:
             case _ if kind == KIND_FORWARD:
                 if engine is not None:
                     waiting = partial(engine.network.answer_bytes_waiting, from_node)
-                    engine.router.on_forwarded(payload, respond, waiting)
+                    engine.router.on_forwarded(from_node, payload, respond, waiting)
                 else:
                     respond(refuse_requests(payload, Unavailable(f"node {self.node} is starting")))
             case _ if kind in (KIND_DIRECTORY, KIND_DIRECTORY_PUSH, KIND_LEADER, KIND_WILLING) and engine is None:

@@ -36,7 +36,6 @@ from raftcache.kv.operations import (
     Command,
     Failure,
     Get,
-    GetResult,
     Put,
     PutMany,
     PutManyResult,
@@ -44,6 +43,7 @@ from raftcache.kv.operations import (
     Scan,
     ScanResult,
     WriteResult,
+    value_bytes,
 )
 from raftcache.kv.result_codec import error_of
 from raftcache.kv.slots import SHARD_WIDE
@@ -69,6 +69,9 @@ READ_BYTES_PER_TURN: Final = 4 << 20
 yet, and the front, which has such limits, takes it at the end of each turn. Reading that much takes some milliseconds."""
 ENTRY_OVERHEAD_BYTES: Final = 200
 """Of the objects that an entry is made of, and the work."""
+REPLY_BYTES_PER_ENTRY: Final = 128 << 20
+"""What the writes of one log entry may return: all of it is there at once when the entry is applied. With values of the largest
+size 128 conditional writes."""
 
 
 class Replica:
@@ -212,8 +215,10 @@ class Replica:
         commands: list[Command] = []
         lone: Put | None = None
         puts: PutMany | None = None
-        size = 0
+        size = returned = 0
         while self._queue and size < settings.entry_bytes_max and len(batch) < settings.entry_commands_max:
+            if returned >= REPLY_BYTES_PER_ENTRY:
+                break
             request, sink = self._queue.popleft()
             if request.deadline_ns <= now_ns:
                 self._refuse(request, sink, DeadlineExpired("the deadline passed before the write was proposed"))
@@ -235,6 +240,7 @@ class Replica:
                 commands.append(Command(operation, request.slot))
             batch.append((request, sink))
             size += request.cost
+            returned += request.reply_cost
         return batch, commands
 
     def _refuse_unencodable(self, batch: list[Waiting]) -> None:
@@ -401,8 +407,11 @@ class Replica:
         """Whether `serve_reads` has something to do."""
         return bool(self._reads_ready) and self._reads_ready[0][0] <= self.raft.applied
 
-    def serve_reads(self, now_ns: int, bytes_max: int) -> None:
-        """Answers reads whose index is applied: one, and as many more as have `bytes_max` together. Raises: `Corruption`, `StateLost`."""
+    def serve_reads(self, now_ns: int, bytes_max: int) -> int:
+        """Answers reads whose index is applied, until they take `bytes_max` together; how much they do.
+
+        Raises: `Corruption`, `StateLost`.
+        """
         served = 0
         while self.may_read():
             machine = self.machine
@@ -413,16 +422,19 @@ class Replica:
                 if served >= bytes_max:
                     self._reads_ready.insert(0, (index, reads[position:]))
                     self._in_hand = []
-                    return
+                    return served
                 if request.deadline_ns <= now_ns:
                     self._refuse(request, sink, DeadlineExpired("the deadline passed before the read was served"))
                 elif not request.has_room:
                     self._refuse(request, sink, not_read())
                 else:
                     reply = self.read(request, machine, index)
-                    served += read_bytes(request, reply.result)
+                    size = result_bytes(reply.result)
+                    request.take_room(size)
+                    served += size
                     self._answer(request, sink, reply)
             self._in_hand = []
+        return served
 
     def read(self, request: Request, machine: Machine, index: Index, age_ms: int = 0) -> Reply:
         """Reads the live state now. Raises: `Corruption`."""
@@ -552,13 +564,11 @@ class Replica:
         self._answer(request, sink, Reply(request.token, error, self.shard))
 
 
-def read_bytes(request: Request, result: object) -> int:
-    """What a read takes in memory, roughly; it leaves so much less room in its answer."""
-    size = ENTRY_OVERHEAD_BYTES
-    if isinstance(result, GetResult) and result.entry is not None:
-        size += len(result.entry.value)
-    elif isinstance(result, ScanResult):
-        size += sum(ENTRY_OVERHEAD_BYTES + len(entry.key) + len(entry.value) for entry in result.entries)
-    if request.room is not None:
-        request.room.bytes_left -= size
+def result_bytes(result: Result | RaftCacheError) -> int:
+    """What a result takes in memory, roughly."""
+    if isinstance(result, RaftCacheError):
+        return ENTRY_OVERHEAD_BYTES
+    size = ENTRY_OVERHEAD_BYTES + value_bytes(result)
+    if isinstance(result, ScanResult):
+        size += sum(ENTRY_OVERHEAD_BYTES + len(entry.key) for entry in result.entries)
     return size

@@ -22,7 +22,6 @@ from typing import Protocol, assert_never
 
 from raftcache.clock import Clock
 from raftcache.errors import (
-    Corruption,
     DeadlineExpired,
     InvalidRequest,
     NotLeader,
@@ -35,6 +34,7 @@ from raftcache.errors import (
     WrongShard,
 )
 from raftcache.ids import NodeId, ShardId
+from raftcache.kv.limits import TRANSACTION_REPLY_BYTES_CEILING
 from raftcache.kv.operations import (
     SYSTEM_NAMESPACE,
     CloseSession,
@@ -44,6 +44,7 @@ from raftcache.kv.operations import (
     Get,
     Increment,
     OpenSession,
+    Operation,
     Put,
     PutMany,
     Scan,
@@ -61,9 +62,8 @@ from raftcache.node.forwarding import (
     encode_requests,
     not_read,
 )
-from raftcache.node.replica import READ_BYTES_PER_TURN, Replica, Waiting, read_bytes
+from raftcache.node.replica import READ_BYTES_PER_TURN, Replica, Waiting, result_bytes
 from raftcache.node.settings import EngineSettings
-from raftcache.storage.state import StateLost
 
 REQUEST_OVERHEAD_BYTES = 256
 """What a request holds in memory beside its key and value."""
@@ -76,9 +76,11 @@ RANGE_BYTES = 8
 FORWARD_OPERATIONS_MAX = 1000
 """Operations in one forwarded payload; with `FORWARD_BYTES_MAX` keeps a frame far below the transport's bound."""
 FORWARD_BYTES_MAX = 4 << 20
+FORWARD_REPLY_BYTES_MAX = 32 << 20
+"""What the writes of one payload may return: as much as one transaction may."""
 ANSWER_BYTES_WAITING_MAX = 16 << 20
-"""Answers that a node has not taken, beyond which nothing is read for it. The transport stops listening to it at twice that, and then
-hears no Raft messages either."""
+"""Answers that a node has not taken or that are not complete, beyond which nothing is read for it. What comes on top are values that
+writes return; the transport drops those beyond 128 MiB."""
 
 
 class Forward(Protocol):
@@ -107,18 +109,24 @@ class Places(Protocol):
 
 
 def reply_cost_of(request: Request, value_bytes_max: int) -> int:
-    """Bytes that the reply to a forwarded write may need: what a write returns cannot be asked for again.
+    """Bytes that the reply to a write may hold: what it returns cannot be asked for again.
 
-    Replies to reads are not counted: what does not fit into one payload is asked for again (`forwarding.AGAIN`).
+    Replies to reads are not counted: what does not fit is not read, and asked for again (`forwarding.AGAIN`).
     """
     operation = request.operation
-    if isinstance(operation, (Put, Delete)) and (operation.return_previous or operation.conditions):
-        return value_bytes_max
-    if isinstance(operation, CompareAndSwap):
-        return value_bytes_max
+    if isinstance(operation, (Get, Scan)):
+        return 0
     if isinstance(operation, Transaction):
-        return FORWARD_BYTES_MAX
-    return 0
+        branches = (operation.then, operation.otherwise)
+        values = max(sum(_returns_value(inner) for inner in branch) for branch in branches)
+        return min(values * value_bytes_max, TRANSACTION_REPLY_BYTES_CEILING)
+    return value_bytes_max if _returns_value(operation) else 0
+
+
+def _returns_value(operation: Operation) -> bool:
+    if isinstance(operation, (Put, Delete)):
+        return bool(operation.return_previous or operation.conditions)
+    return isinstance(operation, (Get, CompareAndSwap))
 
 
 def cost_of(request: Request) -> int:
@@ -178,7 +186,7 @@ class Router:
         places: Places,
         forward: Forward,
         touch: Callable[[Replica], None],
-        damaged: Callable[[Replica, str], None],
+        replica_failed: Callable[[Replica, Exception], None],
         wake: Callable[[], None],
         sink_failed: Callable[[Exception], None],
     ) -> None:
@@ -190,7 +198,7 @@ class Router:
         self._places = places
         self._forward = forward
         self._touch = touch
-        self._damaged = damaged
+        self._replica_failed = replica_failed
         self._wake = wake
         self._parked: dict[ShardId, deque[Waiting]] = {}
         """By the shard that was tried last."""
@@ -205,6 +213,10 @@ class Router:
         """Stale reads that wait for the next turn."""
         self._stale_bytes = 0
         """Read for such since replies were handed out."""
+        self._incomplete: dict[NodeId, int] = {}
+        """Bytes in the replies to payloads that are not answered yet, because others of the payload are still missing."""
+        self._later: list[tuple[ShardId, NodeId, list[Waiting], bool]] = []
+        """Reads for which a node had no room at all, and whether they go to it as the leader: asked again with the next tick."""
         self._outbox: dict[ReplySink, list[Reply]] = {}
         self._closed = False
         self.in_flight = 0
@@ -228,6 +240,7 @@ class Router:
         for request in requests:
             assert not request.answered, f"a request is submitted twice: {request}"
             request.cost = cost_of(request)
+            request.reply_cost = reply_cost_of(request, self._value_bytes_max)
             request.give_up_ns = min(request.deadline_ns, give_up_ns)
             self.in_flight += 1
             self.in_flight_bytes += request.cost
@@ -265,7 +278,11 @@ class Router:
     def _route(self, shard: ShardId, waiting: list[Waiting], now_ns: int) -> None:
         stale = [pair for pair in waiting if pair[0].consistency is Consistency.STALE]
         if stale:
-            self._route_stale(shard, stale, now_ns)
+            if self._stale:
+                # Those that wait were first, and would wait for ever.
+                self._stale.append((shard, stale))
+            else:
+                self._route_stale(shard, stale, now_ns)
             waiting = [pair for pair in waiting if pair[0].consistency is not Consistency.STALE]
         if not waiting:
             return
@@ -349,10 +366,12 @@ class Router:
             machine = replica.machine
             try:
                 reply = replica.read(request, machine, machine.applied_index, replica.age_ms(now_ns))
-                self._stale_bytes += read_bytes(request, reply.result)
-            except (Corruption, StateLost, UnsupportedVersion) as error:
+                size = result_bytes(reply.result)
+                request.take_room(size)
+                self._stale_bytes += size
+            except Exception as error:  # noqa: BLE001 - the supervisor of replicas
                 # From here on the replica is stopped, and its state must not be touched: the rest is read elsewhere.
-                self._damaged(replica, str(error))
+                self._replica_failed(replica, error)
                 reply = Reply(request.token, Unavailable(f"this node's replica of shard {shard} is damaged"), shard)
             self.settle(request, sink, reply)
 
@@ -383,10 +402,11 @@ class Router:
         start = 0
         while start < len(waiting):
             # A part is closed *before* what would cross the limit; a request larger than that goes alone.
-            end, size = start, 0
+            end, size, returned = start, 0, 0
             while end < len(waiting) and end - start < FORWARD_OPERATIONS_MAX:
-                size += waiting[end][0].cost + reply_cost_of(waiting[end][0], self._value_bytes_max)
-                if size > self._forward_bytes_max and end > start:
+                size += waiting[end][0].cost
+                returned += waiting[end][0].reply_cost
+                if (size > self._forward_bytes_max or returned > FORWARD_REPLY_BYTES_MAX) and end > start:
                     break
                 end += 1
             self._send_part(shard, node, waiting[start:end], now_ns, to_leader=to_leader)
@@ -436,9 +456,11 @@ class Router:
             self.retry(shard)
         elif to_leader:
             self._places.learned_leader(shard, node)
-        if again:
+        if again and len(again) < len(part):
             # Each round brings some of them, so there is an end to it.
             self._send(shard, node, again, self._clock.monotonic_ns(), to_leader=to_leader)
+        elif again:
+            self._later.append((shard, node, again, to_leader))
 
     def _on_forward_failed(
         self, shard: ShardId, part: list[Waiting], error: RaftCacheError, *, to_leader: bool
@@ -455,7 +477,7 @@ class Router:
             self.settle(request, sink, Reply(request.token, failure, shard))
 
     def on_forwarded(
-        self, payload: bytes, respond: Callable[[bytes], None], answer_bytes_waiting: Callable[[], int]
+        self, node: NodeId, payload: bytes, respond: Callable[[bytes], None], answer_bytes_waiting: Callable[[], int]
     ) -> None:
         """A list of requests from another node, and how much that has to take already.
 
@@ -463,11 +485,14 @@ class Router:
         """
 
         def crowded() -> bool:
-            return answer_bytes_waiting() > ANSWER_BYTES_WAITING_MAX
+            return answer_bytes_waiting() + self._incomplete.get(node, 0) > ANSWER_BYTES_WAITING_MAX
+
+        def collected(size: int) -> None:
+            self._incomplete[node] = self._incomplete.get(node, 0) + size
 
         shard, requests = decode_requests(payload, self._clock.monotonic_ns(), crowded)
         if requests:
-            self.submit(requests, _ForwardSink(shard, len(requests), respond))
+            self.submit(requests, _ForwardSink(shard, len(requests), respond, collected))
         else:
             respond(encode_replies(shard, [], bytes_max=REPLY_BYTES_MAX))
         if self._closed:
@@ -524,11 +549,23 @@ class Router:
 
     def tick(self, now_ns: int) -> None:
         """Refuses what is late, and tries the rest again."""
+        self._expire_stale(now_ns)
         self._expire_away(now_ns)
         self._expire_parked(now_ns)
         self._tried.clear()
+        later, self._later = self._later, []
+        for shard, node, waiting, to_leader in later:
+            self._send(shard, node, waiting, now_ns, to_leader=to_leader)
         for shard in list(self._parked):
             self.unpark(shard)
+
+    def _expire_stale(self, now_ns: int) -> None:
+        for shard, waiting in self._stale:
+            for request, sink in waiting:
+                if request.deadline_ns <= now_ns:
+                    late = DeadlineExpired("the deadline passed before the read was served")
+                    self._deliver(request, sink, Reply(request.token, late, shard))
+            waiting[:] = [pair for pair in waiting if not pair[0].answered]
 
     def _expire_away(self, now_ns: int) -> None:
         """The payload's own deadline is that of its most patient request; the others are answered at theirs."""
@@ -619,10 +656,11 @@ class Router:
     def finish(self) -> None:
         """Answers all that waits here or elsewhere, and hands the replies out."""
         ending = Unavailable("the node is shutting down")
-        for shard, stale in self._stale:
-            for request, sink in stale:
+        for shard, reads in (*self._stale, *((shard, waiting) for shard, _, waiting, _ in self._later)):
+            for request, sink in reads:
                 self._deliver(request, sink, Reply(request.token, ending, shard))
         self._stale.clear()
+        self._later.clear()
         for shard, parked in self._parked.items():
             for request, sink in parked:
                 self._deliver(request, sink, Reply(request.token, ending, shard))
@@ -639,14 +677,24 @@ class Router:
 class _ForwardSink:
     """Collects the replies to one forwarded payload and answers it when the last one is there."""
 
-    def __init__(self, shard: ShardId, expected: int, respond: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, shard: ShardId, expected: int, respond: Callable[[bytes], None], collected: Callable[[int], None]
+    ) -> None:
+        """`collected` is told how many bytes are held here, and, with a minus, that they are not any more."""
         self._shard = shard
         self._expected = expected
         self._respond = respond
+        self._collected = collected
         self._replies: list[Reply] = []
+        self._bytes = 0
 
     def deliver(self, replies: list[Reply]) -> None:
         self._replies.extend(replies)
         assert len(self._replies) <= self._expected, f"{len(self._replies)} replies to {self._expected} requests"
-        if len(self._replies) == self._expected:
-            self._respond(encode_replies(self._shard, self._replies, bytes_max=REPLY_BYTES_MAX))
+        if len(self._replies) < self._expected:
+            size = sum(result_bytes(reply.result) for reply in replies)
+            self._bytes += size
+            self._collected(size)
+            return
+        self._collected(-self._bytes)
+        self._respond(encode_replies(self._shard, self._replies, bytes_max=REPLY_BYTES_MAX))

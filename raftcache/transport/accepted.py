@@ -4,7 +4,8 @@ Rules of this file:
 - nothing is believed, and nothing larger than a HELLO is buffered, before the handshake;
 - one link per node: a newer one replaces the older, whose end of the wire is likely dead;
 - until both ends are in one cluster only bootstrap requests pass;
-- answers are bounded by not reading: while a peer does not take our answers, we do not take its requests.
+- answers that wait for a peer are bounded: beyond that large ones are dropped, which their requests are told; and while not even
+  small ones are taken, we read nothing more.
 """
 
 import asyncio
@@ -42,8 +43,10 @@ from raftcache.transport.outbox import Outbox
 from raftcache.transport.snapshots import IncomingSnapshots, SnapshotStream
 from raftcache.transport.tls import PeerTls, check_listen_address
 
-RESPONSE_BYTES_HARD_MAX_FACTOR = 4
-"""Past `call_bytes_max` we stop reading requests; past this multiple of it the peer is cut off: it reads nothing."""
+ANSWER_BYTES_WAITING_FACTOR = 4
+"""Past so many times `call_bytes_max` a large answer is dropped, so that the link, which is Raft's too, goes on."""
+SMALL_ANSWER_BYTES = 16 << 10
+"""An answer that passes all the same: the outcome of a write is worth it, and the requests in flight bound how many there are."""
 LISTEN_BACKLOG = 128
 
 
@@ -171,7 +174,9 @@ class Accepted:
         self._local = local
         self._snapshots = snapshots
         self.purpose = Purpose.LINK
-        self._outbox = Outbox(bulk_bytes_max=0, call_bytes_max=settings.call_bytes_max * RESPONSE_BYTES_HARD_MAX_FACTOR)
+        self._answer_bytes_max = settings.call_bytes_max * ANSWER_BYTES_WAITING_FACTOR
+        small = settings.requests_in_flight_max * (SMALL_ANSWER_BYTES + CALL_OVERHEAD_BYTES)
+        self._outbox = Outbox(bulk_bytes_max=0, call_bytes_max=self._answer_bytes_max + small)
         self._stream: SnapshotStream | None = None
         self._last_request_id = 0
         self._unanswered = 0
@@ -275,7 +280,9 @@ class Accepted:
             return
         self._unanswered -= 1
         assert self._unanswered >= 0, f"request {request_id} of node {self.node} was answered twice"
-        if len(payload) > ANSWER_BYTES_MAX:
+        waiting = self._outbox.call_bytes_waiting
+        crowded = waiting and waiting + len(payload) > self._answer_bytes_max and len(payload) > SMALL_ANSWER_BYTES
+        if crowded or len(payload) > ANSWER_BYTES_MAX:
             status, payload = Status.ANSWER_TOO_LARGE, b""
         room = self._outbox.frame_bytes_max - CALL_OVERHEAD_BYTES
         last = max(0, len(payload) - 1) // room * room
@@ -284,7 +291,7 @@ class Accepted:
             if not self._outbox.add_call(call):
                 self.connection.abort(Overloaded(f"node {self.node} does not read the answers to its requests"))
                 return
-        if self._outbox.call_bytes_waiting > self._local.settings.call_bytes_max:
+        if self._outbox.call_bytes_waiting > self._answer_bytes_max:
             self.connection.pause_reading()
         if not self._dirty:
             self._dirty = True
@@ -320,7 +327,7 @@ class Accepted:
         connection.silent_rounds += 1
         if connection.reading_paused:
             # We do not read, so its silence says nothing; whether it takes our answers does.
-            if self._outbox.call_bytes_waiting <= settings.call_bytes_max // 2:
+            if self._outbox.call_bytes_waiting <= self._answer_bytes_max // 2:
                 connection.resume_reading()
             if connection.traffic.bytes_sent != self._bytes_sent:
                 self._bytes_sent = connection.traffic.bytes_sent

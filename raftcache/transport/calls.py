@@ -33,8 +33,8 @@ _REQUEST = struct.Struct("<QB")
 _RESPONSE = struct.Struct("<QB")
 _GOODBYE = struct.Struct("<Q")
 CALL_OVERHEAD_BYTES = _REQUEST.size
-ANSWER_BYTES_MAX = 64 << 20
-"""Of one answer, in all its parts: what a transaction may return (`kv.limits`), twice."""
+ANSWER_BYTES_MAX = 128 << 20
+"""Of one answer, in all its parts: the largest page of a scan that can be configured (`limits.scan_bytes_max`), twice."""
 
 
 class Status(IntEnum):
@@ -47,7 +47,7 @@ class Status(IntEnum):
     NOT_INITIALISED = 2
     """Not taken: one of both nodes belongs to no cluster, and this is no bootstrap request."""
     ANSWER_TOO_LARGE = 3
-    """Carried out, but the answer has more than `ANSWER_BYTES_MAX`."""
+    """Carried out, but the answer has more than `ANSWER_BYTES_MAX`, or too much waits already to be taken."""
     PART = 4
     """The payload is the next part of an answer that is larger than a frame; its last part comes as `ANSWER`."""
 
@@ -149,7 +149,10 @@ class WaitingRequests:
                 waiting.on_reply(Unavailable(f"{self._peer} and this node are not in one initialised cluster"))
             case Status.ANSWER_TOO_LARGE:
                 waiting.on_reply(
-                    OutcomeUnknown(f"{self._peer} carried it out; the answer has more than {ANSWER_BYTES_MAX} bytes")
+                    OutcomeUnknown(
+                        f"{self._peer} carried it out and dropped the answer: it has more than {ANSWER_BYTES_MAX} bytes, or "
+                        "too many answers wait already"
+                    )
                 )
 
     def _on_part(self, request_id: int, part: bytes) -> None:

@@ -284,6 +284,33 @@ def test_what_waits_in_unfinished_batches_is_bounded() -> None:
     assert [["", "", ""], ["OVERLOADED", "OVERLOADED", ""]] == found
 
 
+def test_what_waits_in_unfinished_scans_is_bounded() -> None:
+    """Pages wait for those of the slowest shard; beyond the bound they are dropped, and their scans to be asked for again."""
+    node = MemoryNode(shards=3)
+    gateway = node.gateway(GatewaySettings(unfinished_bytes_max=25_000))
+    caller = Caller(node, gateway)
+    for number in range(12):
+        caller.put(b"k%d" % number, bytes(1_000))
+    node.hold = True
+    scan = kv_pb2.ScanRequest().SerializeToString()
+    tokens = ["first", "second", "third", "fourth"]
+    for token in tokens:
+        caller.submit([call_of("Scan", scan, token)])
+    slow = [(request, sink) for request, sink in node.held if request.shard == 3]
+    node.held = [pair for pair in node.held if pair not in slow]
+    node.release()
+    assert 20_000 < gateway.unfinished.bytes <= 25_000
+    assert not caller.sink.answers.keys() & set(tokens)
+    node.held = slow
+    node.release()
+    assert 0 == gateway.unfinished.bytes
+    answers = [caller.sink.answers[token] for token in tokens]
+    pages = [kv_pb2.ScanResponse.FromString(answer) for answer in answers if isinstance(answer, bytes)]
+    refused = [details_of(answer.details)[1]["ErrorInfo"].reason for answer in answers if isinstance(answer, Refusal)]  # type: ignore[attr-defined]
+    assert {12} == {len(page.entries) for page in pages}
+    assert {"OVERLOADED"} == set(refused)
+
+
 def test_an_empty_batch_is_answered(caller: Caller) -> None:
     """No operations, no results, and nothing for the node."""
     assert [] == caller.batch()

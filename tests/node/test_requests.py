@@ -17,7 +17,18 @@ from raftcache.errors import (
 from raftcache.ids import Index, NodeId, Revision, ShardId, Slot
 from raftcache.kv.codec import decode_batch
 from raftcache.kv.machine import Machine
-from raftcache.kv.operations import Command, Get, GetResult, Put, PutMany, PutManyResult, Scan, ScanResult, WriteResult
+from raftcache.kv.operations import (
+    Command,
+    CompareAndSwap,
+    Get,
+    GetResult,
+    Put,
+    PutMany,
+    PutManyResult,
+    Scan,
+    ScanResult,
+    WriteResult,
+)
 from raftcache.kv.slots import slot_of
 from raftcache.node.api import Consistency, Reply, Request
 from raftcache.node.forwarding import AGAIN, decode_replies, encode_requests
@@ -568,6 +579,93 @@ def test_large_values_are_read_as_they_are_taken(consistency: Consistency) -> No
         assert 0 < sink.most <= READ_BYTES_PER_TURN + (512 << 10)
 
 
+def test_large_values_of_many_shards_are_read_as_they_are_taken() -> None:
+    """The bytes of one turn are all replicas' together; those that got none come first in the next."""
+    nodes = Nodes(1, shards=16)
+    with at_end_nothing_in_flight(nodes):
+        node = nodes[1]
+        keys: dict[ShardId, bytes] = {}
+        for number in range(1_000):
+            keys.setdefault(node.engine.owner(slot_of(b"k%d" % number)), b"k%d" % number)
+        for shard, key in keys.items():
+            nodes.lead(shard)
+            assert isinstance(nodes.put(node, key, bytes(1 << 20)).result, WriteResult)
+        sink, deadline_ns = _Lists(), node.clock.monotonic_ns() + 5_000 * MS
+        asked = [
+            Request((n, shard), Get(key), slot_of(key), deadline_ns) for n in range(3) for shard, key in keys.items()
+        ]
+        node.engine.submit(asked, sink)
+        nodes.run()
+        assert sorted(reply.token for reply in sink.replies) == sorted(request.token for request in asked)
+        assert 0 < sink.most <= READ_BYTES_PER_TURN + (1 << 20)
+        first = {reply.token[1] for reply in sink.replies[:16]}  # type: ignore[attr-defined]
+        assert set(keys) == first, "every shard has its turn before one has a second"
+
+
+def test_stale_reads_that_wait_are_not_overtaken() -> None:
+    """With new ones in every turn they would wait for ever."""
+    nodes = Nodes(1)
+    with at_end_nothing_in_flight(nodes):
+        node = nodes.lead()
+        nodes.put(node, b"big", bytes(1 << 20))
+        sink = _Many()
+        for turn in range(10):
+            deadline_ns = node.clock.monotonic_ns() + 5_000 * MS
+            tokens = range(10 * turn, 10 * turn + (8 if turn == 0 else 4))
+            node.engine.submit(
+                [Request(n, Get(b"big"), slot_of(b"big"), deadline_ns, consistency=Consistency.STALE) for n in tokens],
+                sink,
+            )
+            node.scheduler.step()
+        nodes.run()
+        tokens_answered = [reply.token for reply in sink.replies]  # type: ignore[attr-defined]
+        assert 44 == len(tokens_answered)
+        assert sorted(tokens_answered) == tokens_answered
+
+
+def test_stale_reads_that_wait_end_at_their_deadline() -> None:
+    """Whether or not their turn comes."""
+    nodes = Nodes(1)
+    node = nodes.lead()
+    nodes.put(node, b"big", bytes(1 << 20))
+    sink, deadline_ns = _Many(), node.clock.monotonic_ns() + 50 * MS
+    stale = Consistency.STALE
+    requests = [Request(n, Get(b"big"), slot_of(b"big"), deadline_ns, consistency=stale) for n in range(20)]
+    node.engine.router.submit(requests, sink)
+    node.clock.advance_ns(100 * MS)
+    node.engine.router.tick(node.clock.monotonic_ns())
+    node.engine.router.flush()
+    late = [reply for reply in sink.replies if isinstance(reply.result, DeadlineExpired)]  # type: ignore[attr-defined]
+    assert (20, 16) == (len(sink.replies), len(late))
+    assert 0 == node.engine.router.in_flight
+
+
+@pytest.mark.parametrize("consistency", [*Consistency])
+def test_a_bug_met_by_a_read_that_waited_stops_its_replica_only(
+    consistency: Consistency, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The turn goes on, and everybody is answered."""
+    read = Machine.read
+
+    def with_a_bug(self: Machine, operation: Get | Scan, slot: Slot) -> object:
+        assert operation != Get(b"bad"), "a bug"
+        return read(self, operation, slot)
+
+    monkeypatch.setattr(Machine, "read", with_a_bug)
+    nodes = Nodes(1)
+    with at_end_nothing_in_flight(nodes):
+        node = nodes.lead()
+        nodes.put(node, b"big", bytes(1 << 20))
+        sink, deadline_ns = _Many(), node.clock.monotonic_ns() + 5_000 * MS
+        keys = [b"big"] * 6 + [b"bad"] + [b"big"] * 10
+        node.engine.submit(
+            [Request(n, Get(key), slot_of(key), deadline_ns, consistency=consistency) for n, key in enumerate(keys)],
+            sink,
+        )
+        nodes.until(lambda: len(sink.replies) == len(keys), "all replies", ticks=60)
+        assert "a bug" in node.replica().stopped
+
+
 @pytest.mark.parametrize("consistency", [*Consistency])
 def test_large_reads_for_another_node_are_not_done_in_vain(
     consistency: Consistency, monkeypatch: pytest.MonkeyPatch
@@ -622,6 +720,55 @@ def test_nothing_is_read_for_a_node_that_does_not_take_its_answers(monkeypatch: 
             found.append((is_again(reply), type(reply.result)))
             waiting.pop(0)
         assert [(True, Unavailable), (False, GetResult)] == found
+
+
+def test_reads_wait_while_answers_to_their_node_are_incomplete() -> None:
+    """Their values are held until the last write of their payload is committed; beyond 16 MiB nothing is read for that node, and it
+    asks again with each tick, not at once and for ever."""
+    nodes = Nodes(3, sync_inline_below_ns=-1)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        follower = others(nodes, leader)[0]
+        nodes.put(leader, b"big", bytes(1 << 20))
+        for node in nodes:
+            node.scheduler.hold = True
+        sink, deadline_ns = _Many(), follower.clock.monotonic_ns() + 5_000 * MS
+        for number in range(20):
+            gets = [Request((number, n), Get(b"big"), slot_of(b"big"), deadline_ns) for n in range(4)]
+            put = Request((number, 4), Put(b"w", b"v"), slot_of(b"w"), deadline_ns)
+            follower.engine.submit([*gets, put], sink)
+            nodes.run()
+        assert not sink.replies
+        held = leader.engine.router._incomplete[follower.node]
+        assert ANSWER_BYTES_WAITING_MAX < held <= ANSWER_BYTES_WAITING_MAX + (5 << 20)
+        for node in nodes:
+            node.scheduler.hold = False
+        nodes.until(lambda: len(sink.replies) == 100, "all replies", ticks=60)
+        wrong = [reply for reply in sink.replies if isinstance(reply.result, RaftCacheError)]  # type: ignore[attr-defined]
+        assert not wrong
+        assert 0 == leader.engine.router._incomplete[follower.node]
+
+
+def test_writes_that_may_return_large_values_share_entries_and_payloads_within_limits() -> None:
+    """What they return is there at once when their entry is applied, and goes back in one answer. Small ones do not count."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        payloads: list[int] = []
+        nodes.hold_calls = lambda call: bool(payloads.append(len(call.payload)))  # type: ignore[func-returns-value]
+        for node, most in ((leader, 0), (others(nodes, leader)[0], 1_000 // 32 + 1)):
+            first = leader.replica().log.last_index() + 1
+            sink, deadline_ns = _Many(), node.clock.monotonic_ns() + 5_000 * MS
+            swaps = [CompareAndSwap(b"k%d" % number, None, b"v") for number in range(1_000)]
+            node.engine.submit([Request(n, swap, slot_of(swap.key), deadline_ns) for n, swap in enumerate(swaps)], sink)
+            nodes.run()
+            assert 1_000 == len(sink.replies)
+            last = leader.replica().log.last_index()
+            entries = leader.replica().log.entries(Index(first), Index(last + 1), 1 << 30)
+            counts = [len(decode_batch(entry.data).commands) for entry in entries]
+            assert 1_000 == sum(counts)
+            assert max(counts) <= 128
+            assert len(payloads) == most
 
 
 def test_what_is_forwarded_to_a_node_that_ends_is_answered() -> None:

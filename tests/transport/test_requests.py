@@ -15,6 +15,7 @@ from raftcache.errors import (
 )
 from raftcache.ids import NodeId, ShardId
 from raftcache.transport import accepted, calls
+from raftcache.transport.accepted import SMALL_ANSWER_BYTES
 from raftcache.transport.calls import CALL_OVERHEAD_BYTES, Status, decode_request, encode_goodbye, encode_response
 from raftcache.transport.frames import FrameType
 from tests.transport.network import (
@@ -208,6 +209,24 @@ async def test_answer_larger_than_any_is_an_unknown_outcome(monkeypatch: pytest.
         two.unanswered[0](bytes(2 * MIB + 1))
         with pytest.raises(OutcomeUnknown, match="carried it out"):
             await asked
+
+
+async def test_answers_beyond_what_may_wait_are_dropped_and_the_link_goes_on() -> None:
+    """Here 4 MiB may wait. The link is Raft's, and everybody else's requests': small answers pass, and nothing is cut off."""
+    answers = [bytes(MIB + MIB // 2)] * 5 + [bytes(SMALL_ANSWER_BYTES)] * 2
+    async with rig() as net:
+        one, two = await net.pair(replace(FAST, frame_bytes_max=MIB, call_bytes_max=MIB))
+        two.answering = False
+        asked = [asyncio.ensure_future(one.ask(2, b"x")) for _ in answers]
+        await two.until(lambda: len(two.unanswered) == len(answers))
+        for respond, answer in zip(two.unanswered, answers, strict=True):
+            respond(answer)
+        assert not any(connection.reading_paused for connection in two.network._listener.connections)
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        assert answers[:2] == results[:2]
+        assert [OutcomeUnknown] * 3 == [type(result) for result in results[2:5]]
+        assert answers[5:] == results[5:]
+        assert not one.heard("disconnected", 2)
 
 
 async def test_peer_whose_answer_has_no_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
