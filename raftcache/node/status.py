@@ -53,7 +53,13 @@ def local_status(engine: Engine, version: str) -> dict[str, Any]:
         {"replica": replica_id, "shard": absent.shard, "reason": absent.reason}
         for replica_id, absent in engine.lifecycle.absent.items()
     ]
-    return {"version": version, "epoch": engine.directory.epoch, "replicas": replicas, "absent": absent}
+    return {
+        "version": version,
+        "epoch": engine.directory.epoch,
+        "refusing": engine.router.refusing,
+        "replicas": replicas,
+        "absent": absent,
+    }
 
 
 def cluster_info(directory: Directory, answers: dict[NodeId, dict[str, Any]]) -> ClusterInfo:
@@ -88,7 +94,10 @@ def cluster_info(directory: Directory, answers: dict[NodeId, dict[str, Any]]) ->
         )
     info.failure_tolerance = min((shard.failure_tolerance for shard in info.shards), default=0)
     info.problems = _problems(info, reports)
-    for answer in answers.values():
+    for node, answer in answers.items():
+        # A node of an earlier release does not say.
+        if refusing := answer.get("refusing"):
+            info.problems.append(f"node {directory.nodes[node].name} ({node}): {refusing}")
         info.problems += [
             f"replica {absent['replica']} of shard {absent['shard']} is not running: {absent['reason']}"
             for absent in answer["absent"]

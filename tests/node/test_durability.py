@@ -20,6 +20,7 @@ from raftcache.kv.operations import (
 from raftcache.kv.slots import slot_of
 from raftcache.node.group_commit import READIES_HELD_MAX
 from raftcache.node.settings import MS
+from raftcache.node.status import cluster_info, local_status
 from raftcache.raft.core import Raft
 from raftcache.raft.messages import AppendReply, Ready, VoteReply
 from raftcache.storage.simulated_disk import SimulatedCrash
@@ -446,6 +447,11 @@ def test_disk_below_its_floor_lets_the_directory_through() -> None:
     node.disk_free = 0
     nodes.tick(10)
     assert isinstance(nodes.put(node, b"k").result, StorageFull)
+    answers = {node.node: local_status(node.engine, "")}
+    (problem,) = cluster_info(node.engine.directory, answers).problems
+    assert "the disk of this node is full" in problem
+    del answers[node.node]["refusing"]
+    assert not cluster_info(node.engine.directory, answers).problems, "a node of an earlier release does not say"
     outcomes: list[object] = []
     node.engine.keeper.update(lambda directory: directory, outcomes.append)
     nodes.run()
