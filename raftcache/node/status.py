@@ -94,10 +94,10 @@ def cluster_info(directory: Directory, answers: dict[NodeId, dict[str, Any]]) ->
         )
     info.failure_tolerance = min((shard.failure_tolerance for shard in info.shards), default=0)
     info.problems = _problems(info, reports)
-    for node, answer in answers.items():
+    for answering, answer in answers.items():
         # A node of an earlier release does not say.
         if refusing := answer.get("refusing"):
-            info.problems.append(f"node {directory.nodes[node].name} ({node}): {refusing}")
+            info.problems.append(f"node {directory.nodes[answering].name} ({answering}): {refusing}")
         info.problems += [
             f"replica {absent['replica']} of shard {absent['shard']} is not running: {absent['reason']}"
             for absent in answer["absent"]
