@@ -3,11 +3,15 @@
 import os
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from raftcache.cli.exits import Exit, Failure
 from raftcache.cli.output import JSON, note, output_option, write_json
+
+if TYPE_CHECKING:
+    from raftcache.config.settings import Config
 
 
 @click.group()
@@ -38,7 +42,8 @@ _set_option = click.option(
 @_set_option
 @output_option
 def check(path: Path | None, file: Path | None, assignments: tuple[str, ...], output: str) -> None:
-    """Say whether a node would start with these settings. Exit code 0: yes, 1: no, and why.
+    """Say whether a node would start with these settings, and read the certificates that they name. Exit code 0: yes, 1: no,
+    and why. What another program may change in between, such as ports and disks, is found when the node starts.
 
     \b
     raftcache config check raftcache.toml
@@ -50,7 +55,10 @@ def check(path: Path | None, file: Path | None, assignments: tuple[str, ...], ou
     if path is not None and file is not None:
         raise click.UsageError("give the file once, with --config or without")
     try:
-        load(path=path or file, environ=os.environ, flags=dict(parse_assignment(text) for text in assignments))
+        settings = load(
+            path=path or file, environ=os.environ, flags=dict(parse_assignment(text) for text in assignments)
+        )
+        _check_certificates(settings)
     except ConfigError as error:
         if output == JSON:
             write_json("config-check", {"ok": False, "problem": error.message})
@@ -61,6 +69,21 @@ def check(path: Path | None, file: Path | None, assignments: tuple[str, ...], ou
         write_json("config-check", {"ok": True})
     else:
         note("ok: a node would start with these settings")
+
+
+def _check_certificates(settings: "Config") -> None:
+    """Raises: `ConfigError`."""
+    tls = settings.tls
+    if not (tls.client_cert or tls.peer_cert):
+        return
+    # The library comes with the server, and only who has certificates needs it.
+    from raftcache.transport.tls import TlsFiles, client_port_tls, peer_tls
+
+    if tls.client_cert:
+        authority = tls.client_ca or tls.client_cert
+        client_port_tls(TlsFiles(Path(tls.client_cert), Path(tls.client_key), Path(authority)))
+    if tls.peer_cert:
+        peer_tls(TlsFiles(Path(tls.peer_cert), Path(tls.peer_key), Path(tls.peer_ca)))
 
 
 @config.command()

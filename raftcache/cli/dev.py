@@ -212,7 +212,10 @@ def _new_cluster(wanted: Wanted) -> DevCluster:
         cluster.directory = Path(tempfile.mkdtemp(prefix=f"raftcache-dev-{wanted.tag}-"))
     else:
         cluster.directory = wanted.data_dir.absolute()
-        cluster.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            cluster.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Failure(f"{cluster.directory} cannot be made: {error.strerror}", code=Exit.USAGE) from None
     dev_state.save_shape(cluster)
     return cluster
 

@@ -1,5 +1,7 @@
 """`raftcache init`: fresh nodes become one cluster, by one call to one of them."""
 
+import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ from click.core import ParameterSource
 from raftcache.cli.exits import Exit, Failure
 from raftcache.cli.options import Target, patient, target_options
 from raftcache.cli.output import JSON, note, output_option, write_json
+from raftcache.errors import RaftCacheError
 from raftcache.ids import CATALOG_SHARD, SHARDS_MAX
 
 if TYPE_CHECKING:
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 
 INIT_SECONDS = 60.0
 """Every node creates and syncs its first replicas, for which the asked one gives each of them 20 s."""
+LEADERS_SECONDS = 10.0
+"""For every shard to elect its first leader; it takes one or two."""
+LOOK_SECONDS = 0.1
 SHARDS = 8
 """Enough to spread over three to five nodes; each costs every node that holds it an environment and a checkpoint."""
 
@@ -36,7 +42,8 @@ def init(
     """Make a cluster of fresh nodes.
 
     Asks one of them, by its client address, and names all of them by their peer addresses. Every node must run and belong to
-    no cluster yet. Asked again, it reports the cluster that is there and changes nothing.
+    no cluster yet. Returns when every shard has a leader, within 10 s. Asked again, it reports the cluster that is there and
+    changes nothing.
 
     \b
     raftcache init --endpoint 10.0.0.1:7400 --peers 10.0.0.1:7401,10.0.0.2:7401,10.0.0.3:7401
@@ -63,6 +70,8 @@ def init(
         existing = _existing(admin, wanted)
         if existing is None:
             identity = admin.init(admin_pb2.InitRequest(peer_addresses=wanted, shards=shards)).cluster
+            if not _all_have_leaders(admin):
+                note("not every shard has a leader yet; `raftcache status` says what is wrong")
         else:
             identity = existing.cluster
             found = sum(shard.shard != CATALOG_SHARD for shard in existing.shards)
@@ -75,6 +84,17 @@ def init(
         click.echo(f"made cluster {identity} of {len(wanted)} nodes and {shards} shards; `raftcache status` shows it")
     else:
         click.echo(f"these nodes are cluster {identity} already; nothing was changed")
+
+
+def _all_have_leaders(admin: "AdminClient") -> bool:
+    """Waits for them: who looks at the status of a new cluster should not be alarmed."""
+    for _ in range(int(min(LEADERS_SECONDS, admin.seconds_left / 2) / LOOK_SECONDS)):
+        # The cluster is made: a question about it that fails is no failure of that.
+        with suppress(Failure, RaftCacheError):
+            if all(shard.leader for shard in admin.cluster().shards):
+                return True
+        time.sleep(LOOK_SECONDS)
+    return False
 
 
 def _existing(admin: "AdminClient", wanted: list[str]) -> "admin_pb2.GetClusterResponse | None":

@@ -120,6 +120,14 @@ class Root(click.Group):
             unforeseen = failure_of(error)
             unforeseen.show()
             ctx.exit(unforeseen.code)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("raftcache"):
+                raise
+            Failure(
+                f"this command needs the package {error.name}, which is not installed",
+                hint="what a node needs, certificates included, comes with pip install 'raftcache[server]'",
+            ).show()
+            ctx.exit(Exit.FAILURE)
         except KeyboardInterrupt:
             click.echo("raftcache: interrupted", err=True)
             ctx.exit(Exit.INTERRUPTED)

@@ -74,7 +74,7 @@ def serve(
     RAFTCACHE_LIMITS__VALUE_BYTES_MAX=2MiB raftcache serve --set log.level=debug
     """
     from raftcache.config.load import load, parse_assignment
-    from raftcache.errors import RaftCacheError
+    from raftcache.errors import ConfigError, RaftCacheError
 
     given: dict[str, object] = {FLAGS[name]: value for name, value in flags.items() if value is not None}
     if insecure:
@@ -92,7 +92,8 @@ def serve(
     try:
         main_loop(NodeProcess(config, on_ready=lambda ports: _tell(ports, ready_file)))
     except RaftCacheError as error:
-        raise Failure(error.message, code=Exit.FAILURE) from error
+        code = Exit.USAGE if isinstance(error, ConfigError) else Exit.FAILURE
+        raise Failure(error.message, code=code) from error
 
 
 def _import_quickly() -> None:

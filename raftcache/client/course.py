@@ -160,7 +160,8 @@ class Course:
     def exceeded(self, cause: RaftCacheError | None) -> RaftCacheError:
         """The time is over, without effect."""
         last = f"; the last attempt: {cause.message}" if cause is not None else ""
-        error = DeadlineExceeded(f"no success within {self.timeout:g} s, in {self._tries()}{last}")
+        tries = f", in {self._tries()}" if self.attempts else ""
+        error = DeadlineExceeded(f"no success within {self.timeout:g} s{tries}{last}")
         error.__cause__ = cause
         return self.marked(error)
 

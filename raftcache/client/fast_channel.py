@@ -232,7 +232,10 @@ class Channel:
         except (OSError, ValueError, OverflowError) as error:
             # `TimeoutError`, `ssl.SSLError` and failures to resolve a name are all `OSError`s; the others are about addresses that
             # are none.
-            self._on_failed(str(error) or "it does not answer")
+            why = str(error) or "it does not answer"
+            if connection is not None or isinstance(error, ssl.SSLError):
+                why += " (is that the address for clients, and is TLS as it should be?)"
+            self._on_failed(why)
             return
         finally:
             self._dialling = None

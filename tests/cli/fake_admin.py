@@ -97,6 +97,8 @@ class FakeAdmin(admin_pb2_grpc.AdminServiceServicer):
         return self.clusters.pop(0) if len(self.clusters) > 1 else self.clusters[0]
 
     def Init(self, request: Any, context: Any) -> Any:
+        if self.error is None:
+            self.cluster_error = None
         return self._answer(request, context, lambda: admin_pb2.InitResponse(cluster=CLUSTER), self.error)
 
     def JoinNode(self, request: Any, context: Any) -> Any:

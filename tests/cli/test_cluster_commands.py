@@ -185,13 +185,29 @@ def test_what_does_not_exist_is_said_before_anything_is_asked(
 
 
 def test_init_asks_one_node_with_all_peers(run: Run, admin: FakeAdmin) -> None:
-    """As words or as a list; the cluster's id is shown."""
-    admin.cluster_error = Unavailable("this node does not belong to a cluster yet: run `raftcache init`")
+    """As words or as a list; the cluster's id is shown, once every shard has a leader."""
     peers = ["a:1", "b:1", "c:1"]
     for arguments in (("--peers", "a:1,b:1,c:1"), ("a:1", "b:1", "c:1")):
+        admin.cluster_error = Unavailable("this node does not belong to a cluster yet: run `raftcache init`")
+        electing = small_cluster()
+        electing.shards[0].leader = 0
+        admin.clusters = [electing, electing, small_cluster()]
         result = run("init", "--endpoint", admin.address, "--shards", "4", *arguments)
         assert (Exit.OK, True) == (result.exit_code, str(CLUSTER) in result.stdout)
+        assert 1 == len(admin.clusters), "it looked until all was well"
+        assert "leader" not in result.stderr
     assert [admin_pb2.InitRequest(peer_addresses=peers, shards=4)] * 2 == admin.changes
+
+
+def test_init_says_where_a_shard_stays_without_a_leader(run: Run, admin: FakeAdmin) -> None:
+    """The cluster is made all the same. It does not look for longer than half of what is left of the timeout."""
+    admin.cluster_error = Unavailable("this node does not belong to a cluster yet: run `raftcache init`")
+    electing = small_cluster()
+    electing.shards[0].leader = 0
+    admin.clusters = [electing]
+    result = run("init", "--endpoint", admin.address, "--peers", "a:1", "--timeout", "1")
+    assert (Exit.OK, True) == (result.exit_code, str(CLUSTER) in result.stdout)
+    assert "not every shard has a leader yet" in result.stderr
 
 
 def test_init_takes_as_many_shards_as_a_directory_does(run: Run, admin: FakeAdmin) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raftcache.cli.exits import Exit
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, Shell
 
 
 def test_a_good_file_is_said_to_be_good(run: Run, tmp_path: Path) -> None:
@@ -59,6 +59,26 @@ def test_the_sample_is_a_file_that_passes_the_check(run: Run, tmp_path: Path) ->
     path = tmp_path / "raftcache.toml"
     path.write_text(run("config", "sample").stdout)
     assert Exit.OK == run("config", "check", str(path)).exit_code
+
+
+@pytest.mark.parametrize("port", ["client", "peer"])
+def test_certificates_are_read_by_the_check_and_wrong_ones_are_wrong_settings(
+    run: Run, shell: Shell, tmp_path: Path, port: str
+) -> None:
+    """A node that is restarted with what passed must start; and a supervisor need not restart one that cannot."""
+    files = ("cert", "key", "ca")
+    there = [f"--set=tls.{port}_{what}={tmp_path}/missing.{what}" for what in files]
+    result = run("config", "check", *there)
+    assert (Exit.FAILURE, True) == (result.exit_code, "does not exist" in result.stderr)
+    anywhere = [f"--set=listen.{which}=127.0.0.1:0" for which in ("client", "peer", "admin")]
+    shell.process("serve", "--data-dir", str(tmp_path / "data"), *there, *anywhere, status=Exit.USAGE)
+    certs = str(tmp_path / "certs")
+    for made in (("ca",), ("node", "n1", "--host", "127.0.0.1")):
+        assert Exit.OK == run("certs", *made, "--dir", certs).exit_code
+    names = ("node-n1.crt", "node-n1.key", "ca.crt")
+    good = [f"--set=tls.{port}_{what}={certs}/{name}" for what, name in zip(files, names, strict=True)]
+    result = run("config", "check", *good)
+    assert Exit.OK == result.exit_code, result.output
 
 
 def test_a_node_does_not_listen_beyond_this_machine_by_accident(run: Run, tmp_path: Path) -> None:

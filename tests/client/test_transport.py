@@ -225,7 +225,11 @@ async def test_a_node_that_came_back_is_found() -> None:
 async def test_who_speaks_something_else_was_never_asked(hello: bytes) -> None:
     """HTTP/1, TLS, nonsense: calls wait for HTTP/2's hello before they are written."""
     async with both(hello=hello) as pair:
-        assert NO_EFFECT == outcome(await pair.ask())
+        failure = await pair.ask()
+        assert NO_EFFECT == outcome(failure)
+        assert isinstance(failure, Failure)
+        assert "is that the address for clients, and is TLS as it should be?" in failure.error.message
+        assert hello.startswith(b"HTTP") == ("it speaks HTTP/1" in failure.error.message)
 
 
 async def test_calls_that_waited_in_vain_are_not_kept() -> None:
