@@ -35,6 +35,9 @@ class RaftCacheError(Exception):
         self.metadata: dict[str, str] = metadata or {}
 
 
+ANSWER_DROPPED = {"answer": "dropped"}
+"""Metadata of the unknown outcome of a request that another node carried out, and whose answer it dropped."""
+
 # --- Bad input: refused before anything is proposed -------------------------------------------------------------
 
 

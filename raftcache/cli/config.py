@@ -58,7 +58,7 @@ def check(path: Path | None, file: Path | None, assignments: tuple[str, ...], ou
         settings = load(
             path=path or file, environ=os.environ, flags=dict(parse_assignment(text) for text in assignments)
         )
-        _check_certificates(settings)
+        check_certificates(settings)
     except ConfigError as error:
         if output == JSON:
             write_json("config-check", {"ok": False, "problem": error.message})
@@ -71,19 +71,13 @@ def check(path: Path | None, file: Path | None, assignments: tuple[str, ...], ou
         note("ok: a node would start with these settings")
 
 
-def _check_certificates(settings: "Config") -> None:
-    """Raises: `ConfigError`."""
-    tls = settings.tls
-    if not (tls.client_cert or tls.peer_cert):
-        return
-    # The library comes with the server, and only who has certificates needs it.
-    from raftcache.transport.tls import TlsFiles, client_port_tls, peer_tls
+def check_certificates(settings: "Config") -> None:
+    """Reads the certificates that the settings name. Raises: `ConfigError`."""
+    if settings.tls.client_cert or settings.tls.peer_cert:
+        # Its library comes with the server, and only who has certificates needs it.
+        from raftcache.server.tls_files import check as check_files
 
-    if tls.client_cert:
-        authority = tls.client_ca or tls.client_cert
-        client_port_tls(TlsFiles(Path(tls.client_cert), Path(tls.client_key), Path(authority)))
-    if tls.peer_cert:
-        peer_tls(TlsFiles(Path(tls.peer_cert), Path(tls.peer_key), Path(tls.peer_ca)))
+        check_files(settings.tls)
 
 
 @config.command()

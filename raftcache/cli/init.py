@@ -88,7 +88,8 @@ def init(
 
 def _all_have_leaders(admin: "AdminClient") -> bool:
     """Waits for them: who looks at the status of a new cluster should not be alarmed."""
-    for _ in range(int(min(LEADERS_SECONDS, admin.seconds_left / 2) / LOOK_SECONDS)):
+    until = max(admin.seconds_left - LEADERS_SECONDS, admin.seconds_left / 2)
+    while admin.seconds_left > until:
         # The cluster is made: a question about it that fails is no failure of that.
         with suppress(Failure, RaftCacheError):
             if all(shard.leader for shard in admin.cluster().shards):

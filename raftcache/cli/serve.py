@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from raftcache.cli.config import check_certificates
 from raftcache.cli.exits import Exit, Failure
 
 if TYPE_CHECKING:
@@ -74,13 +75,14 @@ def serve(
     RAFTCACHE_LIMITS__VALUE_BYTES_MAX=2MiB raftcache serve --set log.level=debug
     """
     from raftcache.config.load import load, parse_assignment
-    from raftcache.errors import ConfigError, RaftCacheError
+    from raftcache.errors import RaftCacheError
 
     given: dict[str, object] = {FLAGS[name]: value for name, value in flags.items() if value is not None}
     if insecure:
         given["tls.insecure"] = True
     given |= dict(parse_assignment(text) for text in assignments)
     config = load(path=config_path, environ=os.environ, flags=given)
+    check_certificates(config)
 
     _import_quickly()
     from raftcache.server.process import NodeProcess, main_loop
@@ -92,8 +94,7 @@ def serve(
     try:
         main_loop(NodeProcess(config, on_ready=lambda ports: _tell(ports, ready_file)))
     except RaftCacheError as error:
-        code = Exit.USAGE if isinstance(error, ConfigError) else Exit.FAILURE
-        raise Failure(error.message, code=code) from error
+        raise Failure(error.message, code=Exit.FAILURE) from error
 
 
 def _import_quickly() -> None:

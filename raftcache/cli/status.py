@@ -20,7 +20,7 @@ CLEAR = "\x1b[H\x1b[2J"
 @click.command()
 @target_options
 @output_option
-@click.option("-w", "--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("-w", "--watch", is_flag=True, help="Again and again, until Ctrl-C; --timeout is each look's.")
 @click.option(
     "--interval", type=duration, metavar="DURATION", default="2s", show_default=True, help="With --watch: how often."
 )

@@ -154,6 +154,8 @@ class FastConnection(asyncio.Protocol):
         self._pinged = False
         if not self.hello.done() and data.startswith(b"HTTP/"):
             self._ended = "it speaks HTTP/1"
+            self.abort()
+            return
         self._on_events(self.http2.receive(data, now_ns))
         if not self.hello.done() and self.http2.settled:
             self.hello.set_result(None)

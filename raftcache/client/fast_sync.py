@@ -29,7 +29,7 @@ from raftcache.client.fast_calls import SyncCall
 from raftcache.client.fast_channel import FAREWELL_SECONDS, FastChannels
 from raftcache.client.options import Options, Tls
 from raftcache.client.steps import Call
-from raftcache.clock import SystemClock
+from raftcache.clock import NS_PER_MS, SystemClock
 from raftcache.v1 import kv_pb2
 
 T = TypeVar("T")
@@ -37,6 +37,8 @@ T = TypeVar("T")
 GRACE_SECONDS = 5.0
 """After its deadline the loop settles a call. Should it not, because it is stuck, the caller does not wait for ever."""
 JOIN_SECONDS = 5.0
+GATHER_NS = 2 * NS_PER_MS
+"""For other threads to call: some thirty do. One that computes does not let go for 5 ms, so it is waited for once."""
 
 
 class FastTransport:
@@ -123,10 +125,13 @@ class _LoopThread:
         context = context_of(tls)
         self._process_id = os.getpid()
         self.loop = asyncio.new_event_loop()
-        self.channels = FastChannels(self.loop, SystemClock(), context)
+        self._clock = SystemClock()
+        self.channels = FastChannels(self.loop, self._clock, context)
         self._inbox: deque[SyncCall] = deque()
         self._woken = False
         """The loop will look into the inbox."""
+        self._called_together = 0
+        """Calls that were in the inbox when it was last looked into."""
         self._awaited: set[concurrent.futures.Future[Any]] = set()
         """What threads wait for in `run`."""
         self._stopped = False
@@ -196,15 +201,22 @@ class _LoopThread:
 
     def _on_inbox(self) -> None:
         inbox, start = self._inbox, self.channels.start
-        seen = 0
-        while len(inbox) > seen:
-            # Threads that were answered together call again together, one after the other, as soon as this one lets go of the
-            # interpreter: all of it leaves in one write, and is one batch to the node.
-            seen = len(inbox)
-            time.sleep(0)
+        if self._called_together > 1:
+            self._gather()
         self._woken = False
+        called = 0
         while inbox:
             start(inbox.popleft())
+            called += 1
+        self._called_together = called
+
+    def _gather(self) -> None:
+        """Threads that were answered together call again together, one after the other, as soon as this one lets go of the
+        interpreter: so their calls leave in one write, and are one batch to the node."""
+        seen, until_ns = 0, self._clock.monotonic_ns() + GATHER_NS
+        while len(self._inbox) > seen and self._clock.monotonic_ns() < until_ns:
+            seen = len(self._inbox)
+            time.sleep(0)
 
     def _empty_inbox(self) -> None:
         """The loop is closed: what is in the inbox will never be sent."""

@@ -138,7 +138,7 @@ def _reply_too_large(operation: Operation, bytes_max: int) -> RaftCacheError:
 
 def _too_much_unfinished(bytes_max: int) -> RaftCacheError:
     return Overloaded(
-        f"answers to unfinished batches hold limits.in_flight_bytes_max, {bytes_max} bytes: ask for this key again later",
+        f"answers to unfinished batches and scans hold limits.in_flight_bytes_max, {bytes_max} bytes: ask for this key again later",
         metadata={"setting": "limits.in_flight_bytes_max", "limit": str(bytes_max)},
     )
 

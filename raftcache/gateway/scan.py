@@ -56,6 +56,8 @@ class ScanCall:
         self._replies: list[Reply] = []
         self._held = 0
         """Bytes of keys and values in the pages that came while others are missing."""
+        self._given_up = False
+        """There was no room for them."""
         self._limit = 0
         self._bytes_max = 0
 
@@ -98,20 +100,22 @@ class ScanCall:
         self._answer(self._call, self._page())
 
     def _hold(self, replies: list[Reply]) -> None:
-        """Counts what waits for other shards' pages; what is too much is dropped, and the scan will fail."""
+        """Counts what waits for other shards' pages. Where others hold too much, this scan lets go of all of its own, and fails."""
         unfinished, bytes_max = self._gateway.unfinished, self._gateway.settings.unfinished_bytes_max
-        for reply in replies:
-            if not isinstance(reply.result, ScanResult):
-                continue
-            size = sum(len(entry.key) + len(entry.value) for entry in reply.result.entries)
-            if unfinished.bytes + size > bytes_max:
-                reply.result = Overloaded(
-                    f"answers to unfinished batches and scans hold limits.in_flight_bytes_max, {bytes_max} bytes: "
-                    "ask for this page again later"
-                )
-            else:
-                unfinished.bytes += size
-                self._held += size
+        size = sum(_bytes_of(reply) for reply in replies)
+        # One that is larger than the limit still passes when it is alone: a bound must not stop progress.
+        others = unfinished.bytes - self._held
+        if self._given_up or (others and unfinished.bytes + size > bytes_max):
+            unfinished.bytes -= self._held
+            self._held, self._given_up = 0, True
+            refusal = Overloaded(
+                f"answers to unfinished batches and scans hold limits.in_flight_bytes_max, {bytes_max} bytes: ask for "
+                "this page again later"
+            )
+            self._replies = [Reply(reply.token, refusal, reply.shard) for reply in self._replies]
+        else:
+            unfinished.bytes += size
+            self._held += size
 
     def _places(self) -> dict[ShardId, bytes]:
         """Which shards to ask, and from which key each."""
@@ -230,6 +234,11 @@ def _bad_token(why: str) -> RaftCacheError:
         f"the page token does not fit this scan: {why}. Repeat all fields of the first page's request with it",
         metadata={"field": "page_token"},
     )
+
+
+def _bytes_of(reply: Reply) -> int:
+    result = reply.result
+    return sum(len(entry.key) + len(entry.value) for entry in result.entries) if isinstance(result, ScanResult) else 0
 
 
 def _shard_of(reply: Reply) -> ShardId:

@@ -313,7 +313,8 @@ def _ends(
                 raise PreconditionFailed(f"node {node} has no replica of shard {shard.shard} to move")
             if there is not None and shard.change is None:
                 raise PreconditionFailed(
-                    f"node {target} already has replica {there.replica} of shard {shard.shard}; remove {here.replica} instead"
+                    f"node {target} already has a replica of shard {shard.shard}: move to a node without one, or only remove "
+                    f"the one on node {node}"
                 )
             return target, here
         case _:

@@ -304,7 +304,7 @@ class Engine:
             share = max(0, read_bytes_left) // len(touched)
             for replica, ready in zip(touched.values(), readies, strict=True):
                 if ready is not None or replica.may_read():
-                    may_read = max(1, share) if read_bytes_left > 0 else 0
+                    may_read = max(1, min(share, read_bytes_left)) if read_bytes_left > 0 else 0
                     read_bytes_left -= self._take(replica, ready, now_ns, may_read)
                     if not may_read and replica.may_read():
                         passed_over[replica.replica_id] = replica

@@ -4,8 +4,8 @@ Rules of this file:
 - operations and results go in the encoding of `kv.codec`, so a forwarded write is encoded once, for the wire and the log;
 - deadlines travel as the time that is left, never as a clock reading;
 - a payload of replies has a limit. What a write returned goes first and always; reads that do not fit any more are
-  answered with `AGAIN`, and at least one read fits, so that asking again comes to an end. What surely does not fit is not
-  even read (`AnswerRoom`);
+  answered with `AGAIN`. At least one read fits, so that asking again comes to an end, unless the node does not take its answers:
+  then none is read, and it asks with the next tick. What surely does not fit is not even read (`AnswerRoom`);
 - strict: a payload that does not parse to its last byte raises `ValueError`, a newer one `UnsupportedVersion`.
 """
 
@@ -24,7 +24,7 @@ FORMAT = 1
 REPLY_BYTES_MAX = 4 << 20
 """What is read for one payload, but for the one read that is always let through."""
 AGAIN = {"again": "payload"}
-"""Metadata of the refusal of a read whose reply did not fit; the sender asks at once, for as long as there are such."""
+"""Metadata of the refusal of a read whose reply did not fit; the sender asks again, at once where others did fit."""
 _HEAD = struct.Struct("<BII")  # format, shard, count
 _REQUEST = struct.Struct("<BiII")  # flags, slot, milliseconds left, operation bytes
 _STAMP = struct.Struct("<QQQ")

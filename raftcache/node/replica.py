@@ -70,8 +70,8 @@ yet, and the front, which has such limits, takes it at the end of each turn. Rea
 ENTRY_OVERHEAD_BYTES: Final = 200
 """Of the objects that an entry is made of, and the work."""
 REPLY_BYTES_PER_ENTRY: Final = 128 << 20
-"""What the writes of one log entry may return: all of it is there at once when the entry is applied. With values of the largest
-size 128 conditional writes."""
+"""What the writes of one log entry may return, at the most: all of it is there at once when the entry is applied, and of each shard as
+many entries as are in flight. 128 conditional writes with `limits.value_bytes_max` as it comes."""
 
 
 class Replica:

@@ -22,6 +22,8 @@ from typing import Protocol, assert_never
 
 from raftcache.clock import Clock
 from raftcache.errors import (
+    ANSWER_DROPPED,
+    Corruption,
     DeadlineExpired,
     InvalidRequest,
     NotLeader,
@@ -64,6 +66,7 @@ from raftcache.node.forwarding import (
 )
 from raftcache.node.replica import READ_BYTES_PER_TURN, Replica, Waiting, result_bytes
 from raftcache.node.settings import EngineSettings
+from raftcache.storage.state import StateLost
 
 REQUEST_OVERHEAD_BYTES = 256
 """What a request holds in memory beside its key and value."""
@@ -215,7 +218,7 @@ class Router:
         """Read for such since replies were handed out."""
         self._incomplete: dict[NodeId, int] = {}
         """Bytes in the replies to payloads that are not answered yet, because others of the payload are still missing."""
-        self._later: list[tuple[ShardId, NodeId, list[Waiting], bool]] = []
+        self._later: dict[tuple[ShardId, NodeId, bool], list[Waiting]] = {}
         """Reads for which a node had no room at all, and whether they go to it as the leader: asked again with the next tick."""
         self._outbox: dict[ReplySink, list[Reply]] = {}
         self._closed = False
@@ -373,6 +376,10 @@ class Router:
                 # From here on the replica is stopped, and its state must not be touched: the rest is read elsewhere.
                 self._replica_failed(replica, error)
                 reply = Reply(request.token, Unavailable(f"this node's replica of shard {shard} is damaged"), shard)
+                if not isinstance(error, (Corruption, StateLost)):
+                    # A bug, and perhaps of this very read: it would stop the other replicas as well.
+                    self._deliver(request, sink, reply)
+                    continue
             self.settle(request, sink, reply)
 
     def _route_stale_elsewhere(self, shard: ShardId, waiting: list[Waiting], now_ns: int) -> None:
@@ -460,20 +467,22 @@ class Router:
             # Each round brings some of them, so there is an end to it.
             self._send(shard, node, again, self._clock.monotonic_ns(), to_leader=to_leader)
         elif again:
-            self._later.append((shard, node, again, to_leader))
+            self._later.setdefault((shard, node, to_leader), []).extend(again)
 
     def _on_forward_failed(
         self, shard: ShardId, part: list[Waiting], error: RaftCacheError, *, to_leader: bool
     ) -> None:
-        if to_leader:
+        dropped = error.metadata == ANSWER_DROPPED
+        if to_leader and not dropped:
             self._places.learned_leader(shard, None)
+        message = error.message if dropped else f"the leader of shard {shard} did not answer: {error.message}"
         for request, sink in part:
             failure = error
             if not error.definite and isinstance(request.operation, (Get, Scan)):
                 # A read has no effect: whether it was received does not matter.
-                failure = Unavailable(f"the leader of shard {shard} did not answer: {error.message}")
+                failure = Unavailable(message)
             elif not error.definite:
-                failure = OutcomeUnknown(f"the leader of shard {shard} did not answer: {error.message}")
+                failure = OutcomeUnknown(message)
             self.settle(request, sink, Reply(request.token, failure, shard))
 
     def on_forwarded(
@@ -549,23 +558,23 @@ class Router:
 
     def tick(self, now_ns: int) -> None:
         """Refuses what is late, and tries the rest again."""
-        self._expire_stale(now_ns)
+        self._stale = [(shard, self._without_late(shard, waiting, now_ns)) for shard, waiting in self._stale]
         self._expire_away(now_ns)
         self._expire_parked(now_ns)
         self._tried.clear()
-        later, self._later = self._later, []
-        for shard, node, waiting, to_leader in later:
-            self._send(shard, node, waiting, now_ns, to_leader=to_leader)
+        later, self._later = self._later, {}
+        for (shard, node, to_leader), waiting in later.items():
+            self._send(shard, node, self._without_late(shard, waiting, now_ns), now_ns, to_leader=to_leader)
         for shard in list(self._parked):
             self.unpark(shard)
 
-    def _expire_stale(self, now_ns: int) -> None:
-        for shard, waiting in self._stale:
-            for request, sink in waiting:
-                if request.deadline_ns <= now_ns:
-                    late = DeadlineExpired("the deadline passed before the read was served")
-                    self._deliver(request, sink, Reply(request.token, late, shard))
-            waiting[:] = [pair for pair in waiting if not pair[0].answered]
+    def _without_late(self, shard: ShardId, reads: list[Waiting], now_ns: int) -> list[Waiting]:
+        """Those whose deadline has not passed; the others are answered."""
+        for request, sink in reads:
+            if request.deadline_ns <= now_ns:
+                late = DeadlineExpired("the deadline passed before the read was served")
+                self._deliver(request, sink, Reply(request.token, late, shard))
+        return [pair for pair in reads if not pair[0].answered]
 
     def _expire_away(self, now_ns: int) -> None:
         """The payload's own deadline is that of its most patient request; the others are answered at theirs."""
@@ -656,7 +665,7 @@ class Router:
     def finish(self) -> None:
         """Answers all that waits here or elsewhere, and hands the replies out."""
         ending = Unavailable("the node is shutting down")
-        for shard, reads in (*self._stale, *((shard, waiting) for shard, _, waiting, _ in self._later)):
+        for shard, reads in (*self._stale, *((shard, waiting) for (shard, _, _), waiting in self._later.items())):
             for request, sink in reads:
                 self._deliver(request, sink, Reply(request.token, ending, shard))
         self._stale.clear()

@@ -893,6 +893,8 @@ class Raft:
             self._rebuild_progress(next_=index)
             if self.lead_transferee not in self.configuration.voters:
                 self._abort_transfer()
+            # With fewer voters those that answered may be enough, and nobody else may be left to.
+            self._confirm_reads()
         return self.term, index
 
     def _rebuild_progress(self, *, next_: Index) -> None:

@@ -23,7 +23,6 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from raftcache.clock import NS_PER_MS, NS_PER_SECOND, SystemClock
@@ -50,6 +49,7 @@ from raftcache.server.interpreter import require_assertions
 from raftcache.server.loop import LoopScheduler, Ticker
 from raftcache.server.peer_handler import HostHandler
 from raftcache.server.sampling import sample
+from raftcache.server.tls_files import client_files, peer_files
 from raftcache.storage.data_directory import NO_CLUSTER, DataDirectory
 from raftcache.storage.disk import OsDisk, exit_process
 from raftcache.storage.lmdb_records import LmdbConfig
@@ -63,7 +63,7 @@ from raftcache.telemetry.observer import TelemetryObserver
 from raftcache.telemetry.tracing import Tracer, make_tracer
 from raftcache.transport.local_node import PeerSettings
 from raftcache.transport.peers import PeerNetwork
-from raftcache.transport.tls import PeerTls, TlsFiles, check_listen_address, peer_tls, read_pem
+from raftcache.transport.tls import PeerTls, check_listen_address, peer_tls, read_pem
 from raftcache.version import VERSION
 
 BOOTSTRAP_KINDS = frozenset({KIND_IDENTIFY, KIND_INIT, KIND_JOIN})
@@ -74,6 +74,9 @@ MESSAGE_SLACK_BYTES = 64 << 10
 """Received beyond the largest request, so that the gateway's refusal, which says what to do, is what callers see."""
 GIL_SWITCH_SECONDS = 0.0005
 """How long a thread whose fdatasync has returned waits for the loop to let it say so; CPython's own 5 ms is a whole batch."""
+GARBAGE_THRESHOLDS = (10_000, 20, 100)
+"""For Python's collector of cycles, of which a node makes hardly any. By default (700, 10, 10) it takes up to a tenth of a busy node's
+time, and with many shards looks at everything several times a second, 10 to 30 ms each."""
 HEALTH_SECONDS = 0.2
 """Between looks at what gRPC's health says: quick beside any probe, and nothing beside a tick."""
 FRONT_GRACE_SECONDS = 5.0
@@ -339,6 +342,7 @@ class NodeProcess:
             # What recovery built lives as long as the process: no collection needs to look at it again.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(*GARBAGE_THRESHOLDS)
             await front.start()
             ticker.start()
             lag.start()
@@ -420,9 +424,7 @@ class NodeProcess:
             ),
         )
         files = None
-        if tls.client_cert:
-            # Without authorities of clients the certificate stands in for them in the check, and nobody is asked for one.
-            paths = TlsFiles(Path(tls.client_cert), Path(tls.client_key), Path(tls.client_ca or tls.client_cert))
+        if paths := client_files(tls):
             key, chain, authorities = read_pem(paths)
             files = front_config.TlsFiles(chain, key, authorities if tls.client_ca else b"")
         make = FastFront if config.front.kind == "fast" else GrpcFront
@@ -475,10 +477,8 @@ class NodeProcess:
         )
 
     def _peer_tls(self) -> PeerTls | None:
-        tls = self._config.tls
-        if not tls.peer_cert:
-            return None
-        return peer_tls(TlsFiles(Path(tls.peer_cert), Path(tls.peer_key), Path(tls.peer_ca)))
+        files = peer_files(self._config.tls)
+        return None if files is None else peer_tls(files)
 
 
 def _alive() -> None:

@@ -281,8 +281,8 @@ class Accepted:
         self._unanswered -= 1
         assert self._unanswered >= 0, f"request {request_id} of node {self.node} was answered twice"
         waiting = self._outbox.call_bytes_waiting
-        crowded = waiting and waiting + len(payload) > self._answer_bytes_max and len(payload) > SMALL_ANSWER_BYTES
-        if crowded or len(payload) > ANSWER_BYTES_MAX:
+        crowded = waiting > 0 and waiting + len(payload) > self._answer_bytes_max and len(payload) > SMALL_ANSWER_BYTES
+        if crowded or len(payload) > min(ANSWER_BYTES_MAX, self._answer_bytes_max):
             status, payload = Status.ANSWER_TOO_LARGE, b""
         room = self._outbox.frame_bytes_max - CALL_OVERHEAD_BYTES
         last = max(0, len(payload) - 1) // room * room

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from raftcache.errors import (
+    ANSWER_DROPPED,
     BatchTooLarge,
     DeadlineExpired,
     OutcomeUnknown,
@@ -151,7 +152,8 @@ class WaitingRequests:
                 waiting.on_reply(
                     OutcomeUnknown(
                         f"{self._peer} carried it out and dropped the answer: it has more than {ANSWER_BYTES_MAX} bytes, or "
-                        "too many answers wait already"
+                        "too many answers wait already",
+                        metadata=dict(ANSWER_DROPPED),
                     )
                 )
 

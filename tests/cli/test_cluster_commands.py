@@ -205,7 +205,7 @@ def test_init_says_where_a_shard_stays_without_a_leader(run: Run, admin: FakeAdm
     electing = small_cluster()
     electing.shards[0].leader = 0
     admin.clusters = [electing]
-    result = run("init", "--endpoint", admin.address, "--peers", "a:1", "--timeout", "1")
+    result = run("init", "--endpoint", admin.address, "--peers", "a:1", "--timeout", "4")
     assert (Exit.OK, True) == (result.exit_code, str(CLUSTER) in result.stdout)
     assert "not every shard has a leader yet" in result.stderr
 

@@ -11,25 +11,27 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 
 import raftcache
-from raftcache.client import fast_channel, fast_connection
+from raftcache.client import fast_channel, fast_connection, fast_sync
 from raftcache.client.errors import ClientClosed
 from raftcache.client.failure import Failure
 from raftcache.client.fast_async import FastAsyncStream, FastAsyncTransport
-from raftcache.client.fast_calls import AsyncCall
+from raftcache.client.fast_calls import AsyncCall, SyncCall
 from raftcache.client.fast_channel import CONNECTIONS_MAX
 from raftcache.client.fast_sync import FastStream, FastTransport, _LoopThread
 from raftcache.client.ops import Method
 from raftcache.client.options import Options
 from raftcache.client.steps import Call
-from raftcache.clock import SystemClock
+from raftcache.clock import ManualClock, SystemClock
 from raftcache.errors import BatchTooLarge, OutcomeUnknown, PermissionDenied, Unavailable
 from raftcache.v1 import kv_pb2
 from raftcache.wire import http2_frames as frames
@@ -654,6 +656,33 @@ async def test_threads_share_one_connection_and_leave_nothing_behind() -> None:
         assert [] == threads_named("raftcache-client")
         assert (True, False) == outcome(found.call(call(node.endpoint)))
         assert [(True, False)] * 2 == [outcome(one) for one in found.together([call(node.endpoint)] * 2)]
+
+
+async def test_calls_of_threads_that_were_answered_together_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come one after the other, as the interpreter lets their threads. Who calls alone is not waited for."""
+    found = FastTransport(Options(endpoints=("a:1",)))
+    thread = found._started()
+    assert thread is not None
+    started: list[SyncCall] = []
+    coming: deque[SyncCall] = deque()
+    monkeypatch.setattr(thread.channels, "start", started.append)
+    monkeypatch.setattr(thread, "_clock", ManualClock())
+    other_threads = SimpleNamespace(sleep=lambda _: thread._inbox.append(coming.popleft()) if coming else None)
+    monkeypatch.setattr(fast_sync, "time", other_threads)
+
+    async def look(*inbox: SyncCall) -> None:
+        thread._inbox.extend(inbox)
+        thread._on_inbox()
+
+    calls = [SyncCall(call("127.0.0.1:1")) for _ in range(8)]
+    for inbox, company, begun in ((2, 0, 2), (1, 2, 5), (1, 0, 6), (1, 1, 7)):
+        first = len(started)
+        coming.extend(calls[first + inbox : first + inbox + company])
+        asked = look(*calls[first : first + inbox])
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked, thread.loop))
+        assert calls[:begun] == started
+    assert 1 == len(coming), "after a single call nobody is waited for"
+    await asyncio.to_thread(found.close)
 
 
 async def test_what_comes_in_the_last_turn_of_the_thread_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,6 +311,23 @@ def test_what_waits_in_unfinished_scans_is_bounded() -> None:
     assert {"OVERLOADED"} == set(refused)
 
 
+def test_a_scan_alone_may_hold_more_than_the_bound() -> None:
+    """Each shard shows one record at least, whatever its size: refused now, it would be refused for ever."""
+    node = MemoryNode(shards=3)
+    gateway = node.gateway(GatewaySettings(unfinished_bytes_max=1_500))
+    caller = Caller(node, gateway)
+    for number in range(12):
+        caller.put(b"k%d" % number, bytes(1_000))
+    node.hold = True
+    caller.submit([call_of("Scan", kv_pb2.ScanRequest().SerializeToString(), "alone")])
+    for _ in range(3):
+        node.release(1)
+    answer = caller.sink.answers["alone"]
+    assert isinstance(answer, bytes)
+    assert 12 == len(kv_pb2.ScanResponse.FromString(answer).entries)
+    assert 0 == gateway.unfinished.bytes
+
+
 def test_an_empty_batch_is_answered(caller: Caller) -> None:
     """No operations, no results, and nothing for the node."""
     assert [] == caller.batch()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from raftcache.errors import (
+    ANSWER_DROPPED,
     Corruption,
     DeadlineExpired,
     NotLeader,
@@ -22,6 +23,7 @@ from raftcache.kv.operations import (
     CompareAndSwap,
     Get,
     GetResult,
+    Increment,
     Put,
     PutMany,
     PutManyResult,
@@ -666,6 +668,21 @@ def test_a_bug_met_by_a_read_that_waited_stops_its_replica_only(
         assert "a bug" in node.replica().stopped
 
 
+def test_a_stale_read_that_meets_a_bug_does_not_go_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would stop one replica after the other."""
+    nodes = Nodes(3)
+    leader = nodes.lead()
+    node = others(nodes, leader)[0]
+    monkeypatch.setattr(Machine, "read", lambda self, operation, slot: 1 // 0)
+    deadline_ns = node.clock.monotonic_ns() + 5_000 * MS
+    sink = _Many()
+    node.engine.submit([Request(0, Get(b"k"), slot_of(b"k"), deadline_ns, consistency=Consistency.STALE)], sink)
+    nodes.tick(60)
+    (reply,) = sink.replies
+    assert isinstance(reply.result, Unavailable)  # type: ignore[attr-defined]
+    assert [node] == [each for each in nodes if each.replica().stopped]
+
+
 @pytest.mark.parametrize("consistency", [*Consistency])
 def test_large_reads_for_another_node_are_not_done_in_vain(
     consistency: Consistency, monkeypatch: pytest.MonkeyPatch
@@ -723,8 +740,7 @@ def test_nothing_is_read_for_a_node_that_does_not_take_its_answers(monkeypatch: 
 
 
 def test_reads_wait_while_answers_to_their_node_are_incomplete() -> None:
-    """Their values are held until the last write of their payload is committed; beyond 16 MiB nothing is read for that node, and it
-    asks again with each tick, not at once and for ever."""
+    """Their values are held until the last write of their payload is committed; beyond 16 MiB nothing is read for that node."""
     nodes = Nodes(3, sync_inline_below_ns=-1)
     with at_end_nothing_in_flight(nodes):
         leader = nodes.lead()
@@ -750,7 +766,8 @@ def test_reads_wait_while_answers_to_their_node_are_incomplete() -> None:
 
 
 def test_writes_that_may_return_large_values_share_entries_and_payloads_within_limits() -> None:
-    """What they return is there at once when their entry is applied, and goes back in one answer. Small ones do not count."""
+    """What they return is there at once when their entry is applied, and goes back in one answer. What returns nothing does not
+    count."""
     nodes = Nodes(3)
     with at_end_nothing_in_flight(nodes):
         leader = nodes.lead()
@@ -769,6 +786,61 @@ def test_writes_that_may_return_large_values_share_entries_and_payloads_within_l
             assert 1_000 == sum(counts)
             assert max(counts) <= 128
             assert len(payloads) == most
+        payloads.clear()
+        increments = [Request(n, Increment(b"n%d" % n), slot_of(b"n%d" % n), deadline_ns) for n in range(1_000)]
+        before = leader.replica().log.last_index()
+        others(nodes, leader)[0].engine.submit(increments, _Many())
+        nodes.run()
+        assert (1, before + 1) == (len(payloads), leader.replica().log.last_index())
+
+
+def test_reads_without_any_room_are_asked_for_with_each_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them in one payload, and none after its deadline; at once they would go to and fro for ever."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        follower = others(nodes, leader)[0]
+        nodes.put(leader, b"k")
+        waiting = [ANSWER_BYTES_WAITING_MAX + 1]
+        monkeypatch.setattr(leader.engine.network, "answer_bytes_waiting", lambda node: waiting[0])
+        kinds: list[int] = []
+        nodes.hold_calls = lambda call: bool(kinds.append(call.kind))  # type: ignore[func-returns-value]
+        sink, now_ns = _Many(), follower.clock.monotonic_ns()
+        ticks_ns = [now_ns + count * nodes.settings.tick_ns for count in range(100)]
+        for token, deadline_ns in enumerate((ticks_ns[3], ticks_ns[50], ticks_ns[50])):
+            follower.engine.submit([Request(token, Get(b"k"), slot_of(b"k"), deadline_ns)], sink)
+            nodes.run()
+        assert 3 == kinds.count(KIND_FORWARD)
+        nodes.tick(2)
+        assert 5 == kinds.count(KIND_FORWARD), "all of them in one payload"
+        nodes.tick(2)
+        (late,) = sink.replies
+        assert isinstance(late.result, DeadlineExpired)  # type: ignore[attr-defined]
+        assert leader.node == follower.engine.known_leader(SHARD)
+        waiting[0] = 0
+        nodes.tick(1)
+        assert [GetResult] * 2 == [type(reply.result) for reply in sink.replies[1:]]  # type: ignore[attr-defined]
+
+
+def test_a_leader_whose_answer_was_dropped_still_leads() -> None:
+    """It did answer: the write's outcome is unknown, a read may be repeated, and nobody looks for another leader."""
+    nodes = Nodes(3)
+    with at_end_nothing_in_flight(nodes):
+        leader = nodes.lead()
+        follower = others(nodes, leader)[0]
+        nodes.put(follower, b"k")
+        dropped = OutcomeUnknown("it carried it out and dropped the answer", metadata=dict(ANSWER_DROPPED))
+        part = [
+            (Request(0, Put(b"k", b"v"), slot_of(b"k"), follower.clock.monotonic_ns() + 5_000 * MS), sink := _Many())
+        ]
+        router = follower.engine.router
+        router.in_flight += 1
+        router._on_forward_failed(SHARD, part, dropped, to_leader=True)
+        router.flush()
+        (reply,) = sink.replies
+        assert isinstance(reply.result, OutcomeUnknown)  # type: ignore[attr-defined]
+        assert "did not answer" not in reply.result.message  # type: ignore[attr-defined]
+        assert leader.node == follower.engine.known_leader(SHARD)
 
 
 def test_what_is_forwarded_to_a_node_that_ends_is_answered() -> None:

@@ -4,9 +4,11 @@ import pytest
 
 from raftcache.errors import Overloaded, Unavailable
 from raftcache.ids import Index, ReplicaId, Term
+from raftcache.raft.configuration import ConfigurationChange
 from raftcache.raft.messages import (
     Append,
     AppendReply,
+    Configuration,
     Heartbeat,
     HeartbeatReply,
     ReadIndexReply,
@@ -98,8 +100,6 @@ def test_answers_of_learners_do_not_confirm_reads() -> None:
 
 def test_joint_configuration_needs_both_majorities_for_a_read() -> None:
     """While joint, heartbeat answers must come from a majority of each half."""
-    from raftcache.raft.messages import Configuration
-
     shell = Shell(1, configuration=Configuration(voters=ids(1, 2, 3), voters_outgoing=ids(1, 4, 5)))
     shell.become_leader()
     for peer in (2, 4):
@@ -113,6 +113,18 @@ def test_joint_configuration_needs_both_majorities_for_a_read() -> None:
     if shell.raft.configuration.voters_outgoing:
         assert states(shell) == []
         shell.deliver(HeartbeatReply(ONE, ReplicaId(4), Term(2), position))
+    assert [context for context, _ in states(shell)] == [1]
+
+
+def test_a_round_under_way_is_confirmed_by_a_change_to_fewer_voters() -> None:
+    """Who was still to answer is no voter any more: nobody else would come to confirm it, and later reads wait behind it."""
+    shell = Shell(1, configuration=Configuration(voters=ids(1, 2))).become_leader(acknowledged_by=(2,))
+    shell.read(1)
+    position = only(shell.run(), Heartbeat)[0].read_position
+    assert states(shell) == []
+    shell.call("propose_configuration", ConfigurationChange(remove=ids(2)))
+    shell.run()
+    shell.deliver(HeartbeatReply(ONE, TWO, Term(2), position))
     assert [context for context, _ in states(shell)] == [1]
 
 
