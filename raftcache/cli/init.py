@@ -42,7 +42,7 @@ def init(
     """Make a cluster of fresh nodes.
 
     Asks one of them, by its client address, and names all of them by their peer addresses. Every node must run and belong to
-    no cluster yet. Returns when every shard has a leader, within 10 s. Asked again, it reports the cluster that is there and
+    no cluster yet. Returns when every shard has a leader, or after some 10 s. Asked again, it reports the cluster that is there and
     changes nothing.
 
     \b

@@ -80,6 +80,9 @@ def serve(
     given: dict[str, object] = {FLAGS[name]: value for name, value in flags.items() if value is not None}
     if insecure:
         given["tls.insecure"] = True
+    if ready_file is not None:
+        # One of an earlier run would be believed.
+        ready_file.unlink(missing_ok=True)
     given |= dict(parse_assignment(text) for text in assignments)
     config = load(path=config_path, environ=os.environ, flags=given)
     check_certificates(config)
@@ -88,9 +91,6 @@ def serve(
     from raftcache.server.process import NodeProcess, main_loop
 
     gc.enable()
-    if ready_file is not None:
-        # One of an earlier run would be believed.
-        ready_file.unlink(missing_ok=True)
     try:
         main_loop(NodeProcess(config, on_ready=lambda ports: _tell(ports, ready_file)))
     except RaftCacheError as error:

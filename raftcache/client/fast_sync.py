@@ -208,7 +208,8 @@ class _LoopThread:
         while inbox:
             start(inbox.popleft())
             called += 1
-        self._called_together = called
+        if called:  # another look may have taken what this one was meant for
+            self._called_together = called
 
     def _gather(self) -> None:
         """Threads that were answered together call again together, one after the other, as soon as this one lets go of the

@@ -112,7 +112,9 @@ class ScanCall:
                 f"answers to unfinished batches and scans hold limits.in_flight_bytes_max, {bytes_max} bytes: ask for "
                 "this page again later"
             )
-            self._replies = [Reply(reply.token, refusal, reply.shard) for reply in self._replies]
+            for reply in self._replies:
+                if isinstance(reply.result, ScanResult):
+                    reply.result = refusal
         else:
             unfinished.bytes += size
             self._held += size

@@ -375,11 +375,13 @@ class Router:
             except Exception as error:  # noqa: BLE001 - the supervisor of replicas
                 # From here on the replica is stopped, and its state must not be touched: the rest is read elsewhere.
                 self._replica_failed(replica, error)
-                reply = Reply(request.token, Unavailable(f"this node's replica of shard {shard} is damaged"), shard)
+                failure: RaftCacheError = Unavailable(f"this node's replica of shard {shard} is damaged")
                 if not isinstance(error, (Corruption, StateLost)):
-                    # A bug, and perhaps of this very read: it would stop the other replicas as well.
-                    self._deliver(request, sink, reply)
-                    continue
+                    # A bug, and perhaps of this very read: tried again elsewhere it would stop the other replicas as well.
+                    failure = RaftCacheError(
+                        f"a read of shard {shard} met a bug, and its replica here stopped: {error!r}"
+                    )
+                reply = Reply(request.token, failure, shard)
             self.settle(request, sink, reply)
 
     def _route_stale_elsewhere(self, shard: ShardId, waiting: list[Waiting], now_ns: int) -> None:

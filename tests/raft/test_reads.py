@@ -124,7 +124,20 @@ def test_a_round_under_way_is_confirmed_by_a_change_to_fewer_voters() -> None:
     assert states(shell) == []
     shell.call("propose_configuration", ConfigurationChange(remove=ids(2)))
     shell.run()
+    assert [context for context, _ in states(shell)] == [1]
     shell.deliver(HeartbeatReply(ONE, TWO, Term(2), position))
+    assert [context for context, _ in states(shell)] == [1]
+
+
+def test_an_answer_that_was_not_enough_is_enough_for_fewer_voters() -> None:
+    """Two of four are none; once the fourth is removed, they are a majority of three, and need not be asked again."""
+    shell = Shell(1, configuration=Configuration(voters=ids(1, 2, 3, 4))).become_leader(acknowledged_by=(2, 3))
+    shell.read(1)
+    position = only(shell.run(), Heartbeat)[0].read_position
+    shell.deliver(HeartbeatReply(ONE, TWO, Term(2), position))
+    assert states(shell) == []
+    shell.call("propose_configuration", ConfigurationChange(remove=ids(4)))
+    shell.run()
     assert [context for context, _ in states(shell)] == [1]
 
 

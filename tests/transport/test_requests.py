@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from raftcache.errors import (
+    ANSWER_DROPPED,
     BatchTooLarge,
     DeadlineExpired,
     OutcomeUnknown,
@@ -207,8 +208,9 @@ async def test_answer_larger_than_any_is_an_unknown_outcome(monkeypatch: pytest.
         asked = asyncio.ensure_future(one.ask(2, b"x"))
         await two.until(lambda: len(two.unanswered) == 1)
         two.unanswered[0](bytes(2 * MIB + 1))
-        with pytest.raises(OutcomeUnknown, match="carried it out"):
+        with pytest.raises(OutcomeUnknown, match="carried it out") as caught:
             await asked
+        assert ANSWER_DROPPED == caught.value.metadata
 
 
 async def test_answers_beyond_what_may_wait_are_dropped_and_the_link_goes_on() -> None:
