@@ -52,6 +52,7 @@ class _Seen:
     """A replica as it was after the last event that changed it."""
 
     raft: Raft
+    shard: ShardId
     term: int = 0
     role: Role = Role.FOLLOWER
     commit: int = 0
@@ -120,6 +121,14 @@ class Ghost:
         seen = self._seen.get(replica)
         return [each for _, each in seen.raft._configurations] if seen is not None else []
 
+    def standing(self, shard: ShardId) -> dict[ReplicaId, tuple[tuple[int, int], Configuration]]:
+        """Of each replica of the shard, when it last ran: term and index of its last entry, and its configuration."""
+        return {
+            replica: ((seen.last_term, seen.last_index), seen.raft.configuration)
+            for replica, seen in self._seen.items()
+            if seen.shard == shard
+        }
+
     # --- What clients see ---------------------------------------------------------------------------------------------
 
     def written(self, node: SimulatedNode, shard: ShardId, index: Index) -> None:
@@ -171,7 +180,7 @@ class Ghost:
             self._fail("assertion", replica, f"stopped: {replica.stopped}")
             return
         if seen is None or seen.raft is not raft:
-            seen = _Seen(raft, raft.term, Role.FOLLOWER, 0, log.last_index, log.last_term)
+            seen = _Seen(raft, replica.shard, raft.term, Role.FOLLOWER, 0, log.last_index, log.last_term)
             self._seen[replica.replica_id] = seen
             engine = node.engine
             assert engine is not None, "it has replicas"

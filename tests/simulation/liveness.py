@@ -52,7 +52,8 @@ def heal_a_majority(world: World) -> int:
 
 
 def choose_core(world: World) -> frozenset[NodeId]:
-    """All nodes but a minority, such that every configuration that any replica knows of keeps its majorities."""
+    """All nodes but a minority, such that every configuration that any replica knows of keeps its majorities, and that in each
+    group somebody can be elected."""
     draw = random.Random(f"core {world.seed}")
     able = [node.node for node in world.nodes.values() if not node.condemned]
     if world.plan.left_out == "none" or len(able) < len(world.nodes):
@@ -63,7 +64,9 @@ def choose_core(world: World) -> frozenset[NodeId]:
         out = [NodeId(world.plan.flips_node)]
     while out:
         core = frozenset(able) - set(out)
-        if all(_keeps_majority(half, core, world) for half in _halves(world)):
+        if all(_keeps_majority(half, core, world) for half in _halves(world)) and all(
+            _somebody_can_win(ShardId(shard), core, world) for shard in range(world.plan.shards + 1)
+        ):
             return core
         out.pop()
     return frozenset(able)
@@ -82,6 +85,24 @@ def _halves(world: World) -> set[tuple[int, ...]]:
 def _keeps_majority(half: tuple[int, ...], core: frozenset[NodeId], world: World) -> bool:
     inside = sum(any(replica in world.replicas_of(world.nodes[node]) for node in core) for replica in half)
     return inside >= majority_of(len(half))
+
+
+def _somebody_can_win(shard: ShardId, core: frozenset[NodeId], world: World) -> bool:
+    """Raft §5.4.1: whether a replica in the core finds its majorities there among those whose logs are no newer.
+
+    Majorities alone do not make sure of it: where a learner has the newest log, those who know it as a voter need its vote,
+    which it denies them, and it does not know itself that it is one. Only who is left out can help.
+    """
+    inside = {replica for node in core for replica in world.replicas_of(world.nodes[node])}
+    known = {replica: found for replica, found in world.ghost.standing(shard).items() if replica in inside}
+    for candidate, (end, configuration) in known.items():
+        halves = [half for half in (configuration.voters, configuration.voters_outgoing) if half]
+        votes = [sum(voter in known and known[voter][0] <= end for voter in half) for half in halves]
+        if any(candidate in half for half in halves) and all(
+            count >= majority_of(len(half)) for count, half in zip(votes, halves, strict=True)
+        ):
+            return True
+    return False
 
 
 def _catalog_committed(world: World) -> bool:
