@@ -159,10 +159,11 @@ async def test_calls_beyond_the_limit_are_refused(front_class: FrontClass) -> No
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await put(bench, b"c")
             assert (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED") == (caught.value.code(), reason_of(caught.value))
-            stream = bench.kv.Pipeline(iter(batches(1)))
+            # One that sends something may see its own broken write before the refusal.
+            stream = bench.kv.Pipeline()
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stream.read()
-            assert "OVERLOADED" == reason_of(caught.value)
+            assert "OVERLOADED" == reason_of(caught.value), caught.value
             node.hold = False
             node.release()
         await put(bench, b"c")
