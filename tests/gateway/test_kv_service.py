@@ -284,14 +284,20 @@ def test_what_waits_in_unfinished_batches_is_bounded() -> None:
     assert [["", "", ""], ["OVERLOADED", "OVERLOADED", ""]] == found
 
 
-def test_what_waits_in_unfinished_scans_is_bounded() -> None:
-    """Pages wait for those of the slowest shard; beyond the bound they are dropped, and their scans to be asked for again."""
+def twelve_records(*, unfinished_bytes_max: int) -> tuple[MemoryNode, Gateway, Caller]:
+    """Of 1,000 bytes each, over three shards, which from now on answer when they are told."""
     node = MemoryNode(shards=3)
-    gateway = node.gateway(GatewaySettings(unfinished_bytes_max=25_000))
+    gateway = node.gateway(GatewaySettings(unfinished_bytes_max=unfinished_bytes_max))
     caller = Caller(node, gateway)
     for number in range(12):
         caller.put(b"k%d" % number, bytes(1_000))
     node.hold = True
+    return node, gateway, caller
+
+
+def test_what_waits_in_unfinished_scans_is_bounded() -> None:
+    """Pages wait for those of the slowest shard; beyond the bound they are dropped, and their scans to be asked for again."""
+    node, gateway, caller = twelve_records(unfinished_bytes_max=25_000)
     scan = kv_pb2.ScanRequest().SerializeToString()
     tokens = ["first", "second", "third", "fourth"]
     for token in tokens:
@@ -313,12 +319,7 @@ def test_what_waits_in_unfinished_scans_is_bounded() -> None:
 
 def test_a_scan_alone_may_hold_more_than_the_bound() -> None:
     """Each shard shows one record at least, whatever its size: refused now, it would be refused for ever."""
-    node = MemoryNode(shards=3)
-    gateway = node.gateway(GatewaySettings(unfinished_bytes_max=1_500))
-    caller = Caller(node, gateway)
-    for number in range(12):
-        caller.put(b"k%d" % number, bytes(1_000))
-    node.hold = True
+    node, gateway, caller = twelve_records(unfinished_bytes_max=1_500)
     caller.submit([call_of("Scan", kv_pb2.ScanRequest().SerializeToString(), "alone")])
     for _ in range(3):
         node.release(1)
