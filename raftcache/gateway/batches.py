@@ -14,7 +14,7 @@ from raftcache.errors import OutcomeUnknown, Overloaded, RaftCacheError
 from raftcache.gateway.decode import decode_item
 from raftcache.gateway.encode import fill_result
 from raftcache.gateway.errors import fill_detail
-from raftcache.gateway.gateway import Gateway
+from raftcache.gateway.gateway import Gateway, too_much_unfinished
 from raftcache.gateway.order import SlotOrder
 from raftcache.ids import Slot
 from raftcache.kv.limits import check_operation, check_stamp
@@ -100,7 +100,7 @@ class BatchRunner:
             if size and batch.reply_bytes + size > bytes_max:
                 fill_detail(result.error, _reply_too_large(operation, bytes_max), reply.shard)
             elif size and unfinished.bytes + size > unfinished_max and isinstance(operation, Get):
-                fill_detail(result.error, _too_much_unfinished(unfinished_max), reply.shard)
+                fill_detail(result.error, too_much_unfinished("key", unfinished_max), reply.shard)
             else:
                 batch.reply_bytes += size
                 unfinished.bytes += size
@@ -133,13 +133,6 @@ def _reply_too_large(operation: Operation, bytes_max: int) -> RaftCacheError:
         f"the operation was carried out, and what it returned does not fit: {limit}. Under a session, send it again "
         f"with the same sequence number; else read the key",
         metadata=facts,
-    )
-
-
-def _too_much_unfinished(bytes_max: int) -> RaftCacheError:
-    return Overloaded(
-        f"answers to unfinished batches and scans hold limits.in_flight_bytes_max, {bytes_max} bytes: ask for this key again later",
-        metadata={"setting": "limits.in_flight_bytes_max", "limit": str(bytes_max)},
     )
 
 

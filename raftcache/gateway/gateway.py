@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError, Message
 
 from raftcache.clock import NS_PER_MS, Clock
 from raftcache.edge.front import NO_DEADLINE
-from raftcache.errors import BatchTooLarge, DeadlineExpired, InvalidRequest
+from raftcache.errors import BatchTooLarge, DeadlineExpired, InvalidRequest, Overloaded
 from raftcache.gateway.authorization import ALLOW_ALL, Authorizer
 from raftcache.gateway.routes import Routes
 from raftcache.kv.limits import KvLimits
@@ -90,6 +90,14 @@ class Gateway:
                     "actual": str(count),
                 },
             )
+
+
+def too_much_unfinished(what: str, bytes_max: int) -> Overloaded:
+    """The refusal of what would have to be held until others of its answer are there."""
+    return Overloaded(
+        f"answers to unfinished batches and scans hold limits.in_flight_bytes_max, {bytes_max} bytes: ask for this {what} again later",
+        metadata={"setting": "limits.in_flight_bytes_max", "limit": str(bytes_max)},
+    )
 
 
 def parse(from_string: Callable[[bytes], AnyMessage], data: bytes) -> AnyMessage:

@@ -23,11 +23,11 @@ import struct
 from collections.abc import Callable
 
 from raftcache.edge.front import Call, Refusal
-from raftcache.errors import InvalidRequest, Overloaded, RaftCacheError, Unavailable, WrongShard
+from raftcache.errors import InvalidRequest, RaftCacheError, Unavailable, WrongShard
 from raftcache.gateway.decode import consistency_of
 from raftcache.gateway.encode import failure_of, fill_entry, fill_header
 from raftcache.gateway.errors import refusal_of
-from raftcache.gateway.gateway import Gateway, parse
+from raftcache.gateway.gateway import Gateway, parse, too_much_unfinished
 from raftcache.ids import CATALOG_SHARD, ShardId
 from raftcache.kv.limits import check_operation
 from raftcache.kv.operations import KeyEntry, Scan, ScanResult
@@ -108,10 +108,7 @@ class ScanCall:
         if self._given_up or (others and unfinished.bytes + size > bytes_max):
             unfinished.bytes -= self._held
             self._held, self._given_up = 0, True
-            refusal = Overloaded(
-                f"answers to unfinished batches and scans hold limits.in_flight_bytes_max, {bytes_max} bytes: ask for "
-                "this page again later"
-            )
+            refusal = too_much_unfinished("page", bytes_max)
             for reply in self._replies:
                 if isinstance(reply.result, ScanResult):
                     reply.result = refusal
